@@ -1,0 +1,3 @@
+"""Radscribe: radiology studies to findings, boxes and reports."""
+
+__version__ = "0.1.0"

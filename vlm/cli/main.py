@@ -1,0 +1,66 @@
+"""The command `vlm`: joins the verbs, and turns every error into one line and an exit code.
+
+Exit codes: 0 done, 1 checks found errors in the data, 2 wrong input, 3 a gate of `vlm evaluate` failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from vlm.types import InputError
+
+app = typer.Typer(
+    name="vlm",
+    help="Radiology studies in; findings, boxes and reports with their evidence out. Research software, not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(stderr=True)
+
+
+def _register() -> None:
+    """Adds the verbs. Each verb's module imports torch and its kin inside the function, so that `vlm --help` is quick."""
+    from vlm.cli import data, demo, evaluate, generate, knowledge, train
+
+    app.command("generate")(generate.generate)
+    app.command("train")(train.train)
+    app.command("evaluate")(evaluate.evaluate)
+    app.command("demo")(demo.demo)
+    app.add_typer(data.app, name="data")
+    app.add_typer(knowledge.app, name="knowledge")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command line; never lets a traceback reach the user unless `--debug` stands anywhere in it."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments or os.environ.get("RADSCRIBE_DEBUG") == "1"
+    arguments = [a for a in arguments if a != "--debug"]
+    _register()
+    try:
+        app(args=arguments)
+    except InputError as error:
+        if debug:
+            raise
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("interrupted; what was written is whole", style="yellow")
+        sys.exit(130)
+    except (OSError, MemoryError) as error:
+        if debug:
+            raise
+        console.print(f"error: {error or type(error).__name__}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except Exception as error:
+        if debug:
+            raise
+        console.print(
+            f"error: {type(error).__name__}: {' '.join(str(error).split())[:500]} (a bug in radscribe; --debug shows where)",
+            style="red", markup=False, highlight=False, soft_wrap=True,
+        )
+        sys.exit(2)

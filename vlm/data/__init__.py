@@ -1,0 +1,1 @@
+"""Images, data-set layouts, the phantom, batches."""

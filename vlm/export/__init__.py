@@ -1,0 +1,1 @@
+"""JSONL, HTML, FHIR and DICOM SR."""

@@ -1,0 +1,1 @@
+"""Constrained decoding and the checks on what it wrote."""
