@@ -88,6 +88,7 @@ class StudyImage:
         view, modality: None when unknown.
         spacing_mm: (row, column) distance between pixel centres in mm, of the file's own pixel grid; None when unknown.
         window: (centre, width) in Hounsfield units, or a name, asked for by the user; None for the reader's default.
+        frame: which frame of a multi-frame file, or which slice of a volume (so that a box names its slice); None for the only one.
     """
 
     path: Path | None = None
@@ -96,6 +97,7 @@ class StudyImage:
     modality: Modality | None = None
     spacing_mm: tuple[float, float] | None = None
     window: tuple[float, float] | str | None = None
+    frame: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

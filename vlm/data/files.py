@@ -1,0 +1,134 @@
+"""Reading and writing files safely: paths that stay in their folder, writes that are whole or absent."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm.types import InputError
+
+MAX_FIELD = 1 << 20
+
+
+def inside(folder: Path, name: str, listed_in: Path) -> Path:
+    """Joins a path that comes from a data file to its folder, and refuses one that leaves the folder.
+
+    Args:
+        folder: folder that holds the data set.
+        name: relative path as written in the data file.
+        listed_in: the data file, for the message.
+
+    Raises:
+        InputError: absolute path, or one that leads out of the folder.
+    """
+    if not name or "\0" in name:
+        raise InputError(
+            f"{listed_in}: an image path is empty or holds a NUL character; give a path relative to {folder}"
+        )
+    joined = os.path.normpath(os.path.join(folder, name))
+    root = os.path.normpath(folder)
+    if os.path.isabs(name) or os.path.relpath(joined, root).split(os.sep)[0] == os.pardir:
+        raise InputError(f"{listed_in}: the image path {name!r} leaves the folder {folder}; give a path inside it")
+    return Path(joined)
+
+
+def read_text(path: Path) -> str:
+    """Reads UTF-8 text (a byte-order mark is dropped) or says in one line why not."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, a file is expected") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file or names the line that is broken."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: line {error.lineno} is not valid JSON ({error.msg})") from None
+    except RecursionError:
+        raise InputError(f"{path}: is nested too deeply to be a data file") from None
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (line number, object) of a JSONL file; blank lines are passed over.
+
+    Raises:
+        InputError: a line that is not a JSON object, named by its number.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: line {number} is not valid JSON ({error.msg})") from None
+        except RecursionError:
+            raise InputError(f"{path}: line {number} is nested too deeply") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}: line {number} is a {type(record).__name__}, a JSON object is expected")
+        yield number, record
+
+
+def read_table(path: Path, columns: Iterable[str] = ()) -> list[dict[str, str]]:
+    """Reads a CSV file with a header line.
+
+    Args:
+        path: comma-separated file.
+        columns: names that must be in the header.
+
+    Returns:
+        One dict a row, missing cells as "".
+
+    Raises:
+        InputError: a column is missing (the ones that exist are listed), or a row is broken.
+    """
+    csv.field_size_limit(MAX_FIELD)
+    reader = csv.DictReader(read_text(path).splitlines(keepends=True))
+    try:
+        header = list(reader.fieldnames or ())
+        missing = [c for c in columns if c not in header]
+        if missing:
+            raise InputError(
+                f"{path}: has no column {', '.join(map(repr, missing))}; its columns are {', '.join(header[:20])}"
+            )
+        rows = [{k: v or "" for k, v in row.items() if k is not None} for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num} is not valid CSV ({error})") from None
+    return rows
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data.encode("utf-8") if isinstance(data, str) else data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def sections_of(**parts: str) -> dict[str, str]:
+    """Keeps the sections that hold text, with white space collapsed."""
+    return {name: " ".join(text.split()) for name, text in parts.items() if text and text.strip()}
+
+
+def text_of(record: Mapping[str, Any], key: str) -> str:
+    """Text of a cell or a JSON value; "" when it is absent or null."""
+    value = record.get(key)
+    return "" if value is None else str(value)
