@@ -45,11 +45,13 @@ class Documents:
     """Distinct tokenised texts.
 
     Args:
+        words: the vocabulary, by number.
         tokens: the words' numbers of each document.
         lengths: (U,) words a document.
         grams: `Grams` of order 1 to 4.
     """
 
+    words: list[str]
     tokens: list[list[int]]
     lengths: np.ndarray
     grams: tuple[Grams, ...]
@@ -80,7 +82,7 @@ def index_documents(texts: Sequence[str]) -> tuple[Documents, np.ndarray]:
         grams.append(_count(documents[here], inverse, len(tokens), len(distinct)))
         prefix = np.zeros(len(flat), dtype=np.int64)
         prefix[here] = inverse
-    return Documents(tokens, lengths, tuple(grams)), which
+    return Documents(list(vocabulary), tokens, lengths, tuple(grams)), which
 
 
 def _count(rows: np.ndarray, ids: np.ndarray, documents: int, size: int) -> Grams:

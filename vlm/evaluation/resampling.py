@@ -11,7 +11,7 @@ Maxwell, ACL workshop 2005. Several comparisons: Holm, Scand. J. Statist. 1979.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,6 +47,20 @@ class Score:
             keep: (N,) bool.
         """
         return float(self.finish(self.sums[keep].sum(axis=0))) if keep.any() else float("nan")
+
+
+def subset(scores: Sequence[Score], keep: np.ndarray) -> list[Score]:
+    """Returns the scores on some of the studies; scores that shared statistics still do.
+
+    Args:
+        keep: (N,) bool.
+    """
+    arrays: dict[int, np.ndarray] = {}
+    result = []
+    for score in scores:
+        sums = arrays.setdefault(id(score.sums), score.sums[keep])
+        result.append(replace(score, value=score.on(keep), per_study=score.per_study[keep], sums=sums))
+    return result
 
 
 def mean_score(name: str, per_study: np.ndarray, signature: str, low: bool = False) -> Score:

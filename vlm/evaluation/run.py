@@ -1,0 +1,357 @@
+"""Scores systems and floors together, compares them in pairs, and returns one `Evaluation`.
+
+Floors are scored by the same code as systems: "constant" is a system that writes one report for everybody. Only the shuffled floor
+is special, being the mean over several shuffles of a system's own reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlm.evaluation import floors
+from vlm.evaluation.inputs import Joined, Reports, uid_of
+from vlm.evaluation.resampling import Score, compare, holm, intervals, subset
+from vlm.evaluation.result import Comparison, Evaluation, SystemResult
+from vlm.evaluation.text import TextIndex, index_texts, text_scores
+from vlm.evaluation.tokens import Profile, make_profile, signature, without_tokens
+from vlm.types import InputError
+
+if TYPE_CHECKING:
+    from vlm.evaluation.clinical import FindingReader, Readings
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to score.
+
+    Args:
+        profile: a name of `tokens.PROFILES`.
+        resamples: of bootstraps and randomisation; 0 leaves out intervals and tests.
+        seed: of everything random.
+        level: of intervals.
+        rouge_beta: 1.2 for the field's ROUGE-L, 1 for the F1 form.
+        meteor: "stem", "java" or "off".
+        clinical: read findings from the texts.
+        view: labels that findings are scored by.
+        coded_view: labels of the file of coded labels.
+    """
+
+    profile: str = "canonical"
+    resamples: int = 1000
+    seed: int = 0
+    level: float = 0.95
+    rouge_beta: float = 1.2
+    meteor: str = "stem"
+    clinical: bool = True
+    view: str = "radscribe"
+    coded_view: str = "openi20"
+
+
+@dataclass(slots=True)
+class _Work:
+    """The texts of one run and what is known of them."""
+
+    joined: Joined
+    settings: Settings
+    profile: Profile
+    train: Reports | None
+    texts: dict[str, list[str]] = field(default_factory=dict)  # systems and floors, as written
+    tokens: dict[str, list[str]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)  # how each floor was made
+    references: list[str] = field(default_factory=list)  # tokens
+    coded: np.ndarray | None = None
+    reader: FindingReader | None = None
+
+    def floor(self, name: str, texts: list[str], note: str) -> None:
+        self.texts[name] = texts
+        distinct = {text: self.profile.prediction(text) for text in set(texts)}
+        self.tokens[name] = [distinct[text] for text in texts]
+        self.notes[name] = note
+
+
+def evaluate_reports(
+    joined: Joined,
+    settings: Settings | None = None,
+    train: Reports | None = None,
+    train_predictions: Reports | None = None,
+    labels: Path | None = None,
+) -> Evaluation:
+    """Scores systems against references, floors beside them.
+
+    Args:
+        joined: systems and references in one order.
+        settings: how to score.
+        train: training references: the constant is chosen on them, the neighbour taken from them, and studies whose reference is
+            not among them are scored on their own.
+        train_predictions: a system's records of training studies (`features`, or `findings` with probabilities): the neighbour is
+            then the nearest in these; without it, the training report most like the prediction.
+        labels: JSON of id -> labels that people coded.
+
+    Returns:
+        Everything found.
+
+    Raises:
+        InputError: a text without a token of the profile, labels that do not fit.
+    """
+    settings = settings or Settings()
+    profile = make_profile(settings.profile, train.texts.values() if train is not None else None)
+    work = _Work(joined, settings, profile, train)
+    _tokenise(work)
+    if settings.clinical:
+        _prepare_clinical(work, labels)
+    elif labels is not None:
+        raise InputError("--labels needs the clinical metrics; leave out --no-clinical")
+    _add_constant(work)
+    _add_neighbours(work, train_predictions)
+    result = Evaluation(joined.ids, [], notes=list(joined.notes), is_new=_new_studies(work))
+    result.settings = {"profile": settings.profile, "resamples": settings.resamples, "seed": settings.seed, "level": settings.level}
+    _score(work, result)
+    _intervals(work, result)
+    if settings.resamples:
+        _compare_all(work, result)
+    return result
+
+
+def _tokenise(work: _Work) -> None:
+    joined, profile = work.joined, work.profile
+    work.references = [profile.reference(text) for text in joined.references]
+    bare = without_tokens(joined.ids, work.references)
+    if bare:
+        raise InputError(
+            f"{len(bare)} references hold no token of profile {work.settings.profile!r} (not English?): {', '.join(bare[:10])}; "
+            "score other languages with --profile unicode"
+        )
+    for name, texts in joined.systems.items():
+        work.texts[name] = texts
+        work.tokens[name] = [profile.prediction(text) for text in texts]
+        bare = [key for key, text in zip(joined.ids, texts, strict=True) if text]
+        bare = [key for key in bare if not work.tokens[name][joined.ids.index(key)]] if len(bare) < 2000 else []
+        if bare:
+            joined.notes.append(f"{name}: {len(bare)} reports hold no token (not English?): {', '.join(bare[:10])}")
+    letters = "".join(joined.references)[:200_000]
+    foreign = sum(character.isalpha() and not character.isascii() for character in letters)
+    if foreign > 0.05 * max(1, len(letters)) and work.settings.profile != "unicode":
+        joined.notes.append("many letters of the references are not English: the tokens [a-z0-9]+ break such words; use --profile unicode")
+
+
+def _prepare_clinical(work: _Work, labels: Path | None) -> None:
+    from vlm.evaluation.clinical import FindingReader, read_labels
+
+    work.reader = FindingReader()
+    if labels is not None:
+        work.coded = read_labels(labels, work.joined.ids, work.reader.labels(work.settings.coded_view))
+        work.joined.records["coded labels"] = [{"path": str(labels)}]
+
+
+def _train_texts(work: _Work) -> tuple[list[str], str]:
+    if work.train is not None:
+        texts = [text for text in work.train.texts.values() if text]
+        return texts, f"chosen on {len(texts)} training references"
+    return work.joined.references, "chosen on the references themselves, which favours it; give --train"
+
+
+def _add_constant(work: _Work) -> None:
+    texts, where = _train_texts(work)
+    n = len(work.joined.ids)
+    tokens = [work.profile.reference(text) for text in texts]
+    best = texts[floors.best_constant(tokens, work.settings.seed)]
+    work.floor("constant", [best] * n, f"best constant by CIDEr, {where}")
+    if work.reader is None:
+        return
+    from vlm.evaluation.clinical import best_constant_findings
+
+    view = work.settings.view if work.coded is None else work.settings.coded_view
+    candidates, truth = texts, None
+    if len(texts) > 5000:
+        rows = np.random.default_rng(work.settings.seed).choice(len(texts), 5000, replace=False)
+        candidates = [texts[i] for i in np.sort(rows)]
+    said = work.reader.read(candidates, view).positive
+    by = "finding macro-F1"
+    if work.coded is not None:
+        by, truth = "coded macro-F1", _train_coded(work, candidates)
+    text = candidates[best_constant_findings(said, said if truth is None else truth)]
+    work.floor("constant_f1", [text] * n, f"best constant by {by}, {where}")
+
+
+def _train_coded(work: _Work, candidates: Sequence[str]) -> np.ndarray | None:
+    """Returns the coded labels of the training studies (of the scored ones without --train); None when a study has none."""
+    from vlm.evaluation.clinical import read_labels
+
+    if work.train is None or work.reader is None:
+        return work.coded
+    path = Path(work.joined.records["coded labels"][0]["path"])
+    ids = [key for key, text in work.train.texts.items() if text]
+    try:
+        return read_labels(path, ids, work.reader.labels(work.settings.coded_view))
+    except InputError:
+        work.joined.notes.append("the training studies have no coded labels: constant_f1 was chosen by what their texts say")
+        return None
+
+
+def _add_neighbours(work: _Work, train_predictions: Reports | None) -> None:
+    if work.train is None:
+        return
+    keys = [key for key, text in work.train.texts.items() if text]
+    for name in list(work.joined.systems):
+        floor = _floor_name("neighbour", name, work.joined)
+        by_vector = _vector_neighbours(work, name, train_predictions) if train_predictions is not None else None
+        if by_vector is not None:
+            work.floor(floor, by_vector, "report of the training study nearest in the system's features or finding probabilities")
+            continue
+        tokens = [work.profile.reference(work.train.texts[key]) for key in keys]
+        nearest = floors.nearest_by_text(work.tokens[name], tokens, work.settings.seed)
+        work.floor(floor, [work.train.texts[keys[i]] for i in nearest], "training report most like the prediction (tf-idf)")
+
+
+def _vector_neighbours(work: _Work, name: str, train_predictions: Reports) -> list[str] | None:
+    assert work.train is not None
+    by_uid = {uid_of(key): text for key, text in work.train.texts.items() if text}
+    known = [key for key in train_predictions.records if uid_of(key) in by_uid]
+    query = floors.vectors_of(work.joined.records[name])
+    train = floors.vectors_of([train_predictions.records[key] for key in known]) if known else None
+    if query is None or train is None or query.shape[1] != train.shape[1]:
+        work.joined.notes.append(f"{name}: no features or finding probabilities in both files; the neighbour is by text")
+        return None
+    return [by_uid[uid_of(known[i])] for i in floors.nearest_by_vector(query, train)]
+
+
+def _floor_name(kind: str, system: str, joined: Joined) -> str:
+    return kind if len(joined.systems) == 1 else f"{kind}[{system}]"
+
+
+def _new_studies(work: _Work) -> np.ndarray | None:
+    if work.train is None:
+        return None
+    seen = {work.profile.reference(text) for text in work.train.texts.values()}
+    return np.array([tokens not in seen for tokens in work.references])
+
+
+def _score(work: _Work, result: Evaluation) -> None:
+    index, hypotheses = index_texts(work.references, work.tokens)
+    readings = _read_all(work)
+    shuffles = floors.permutations(len(work.joined.ids), work.settings.seed)
+    for name in work.texts:
+        scores = _all_scores(work, index, hypotheses[name], name, readings)
+        floor = name not in work.joined.systems
+        spread = floors.diversity(work.tokens[name], work.references)
+        result.systems.append(SystemResult(name, floor, scores, {}, diversity=spread, note=work.notes.get(name, "")))
+    for name in work.joined.systems:
+        if len(work.joined.ids) < 2:
+            break
+        drawn = [_all_scores(work, index, hypotheses[name][order], name, readings, order) for order in shuffles]
+        note = f"mean of {len(shuffles)} seeded shuffles of the predictions across patients"
+        result.systems.append(SystemResult(_floor_name("shuffled", name, work.joined), True, floors.average(drawn), {}, note=note))
+    for score in result.systems[0].scores:
+        textual = not score.name.startswith(("finding", "coded", "false", "contra", "omis", "lateral"))
+        result.signatures[score.name] = (
+            signature(score.signature, work.profile, 1, len(work.joined.ids))
+            if textual
+            else f"{score.signature}|graph:{_graph_hash(work)}|studies:{len(work.joined.ids)}"
+        )
+    _clinical_tables(work, result, readings)
+
+
+def _graph_hash(work: _Work) -> str:
+    return work.reader.graph.hash[:12] if work.reader is not None else "none"
+
+
+def _read_all(work: _Work) -> dict[str, dict[str, Readings]]:
+    """Returns view -> name -> readings, the references under "reference"."""
+    if work.reader is None:
+        return {}
+    views = [work.settings.view] + ([work.settings.coded_view] if work.coded is not None else [])
+    texts = {"reference": work.joined.references, **work.texts}
+    return {view: {name: work.reader.read(lines, view) for name, lines in texts.items()} for view in dict.fromkeys(views)}
+
+
+def _all_scores(
+    work: _Work, index: TextIndex, hypothesis: np.ndarray, name: str, readings: Mapping[str, Mapping[str, Readings]],
+    order: np.ndarray | None = None,
+) -> list[Score]:  # fmt: skip
+    """Returns every score of one system, or of a shuffle of it."""
+    scores = text_scores(index, hypothesis, work.settings.rouge_beta)
+    if work.settings.meteor == "stem":
+        from vlm.evaluation.meteor import meteor
+
+        scores.insert(5, meteor(index, hypothesis))
+    elif work.settings.meteor == "java" and order is None:
+        from vlm.evaluation.meteor import meteor_java
+
+        scores.insert(5, meteor_java(work.tokens[name], [[text] for text in work.references]))
+    if work.reader is None:
+        return scores
+    from vlm.evaluation.clinical import coded_scores, finding_scores
+
+    def reading(view: str) -> Readings:
+        found = readings[view][name]
+        return found if order is None else found.take(order)
+
+    view = work.settings.view
+    scores += finding_scores(reading(view), readings[view]["reference"], view)
+    if work.coded is not None:
+        scores += coded_scores(reading(work.settings.coded_view), work.coded, work.settings.coded_view)
+    return scores
+
+
+def _clinical_tables(work: _Work, result: Evaluation, readings: Mapping[str, Mapping[str, Readings]]) -> None:
+    if work.reader is None:
+        return
+    from vlm.evaluation.clinical import coded_scores, label_table
+
+    view, coded_view = work.settings.view, work.settings.coded_view
+    for name in work.joined.systems:
+        reference, mine = readings[view]["reference"], readings[view][name]
+        result.tables[name] = {"finding": label_table(mine.labels, mine.positive, reference.positive)}
+        for other in ("chexpert14",):
+            if other != view and other in work.reader.graph.views:
+                theirs, own = work.reader.read(work.joined.references, other), work.reader.read(work.texts[name], other)
+                result.tables[name][other] = label_table(own.labels, own.positive, theirs.positive)
+        if work.coded is not None:
+            mine = readings[coded_view][name]
+            result.tables[name]["coded"] = label_table(mine.labels, mine.positive, work.coded)
+    if work.coded is not None:
+        ceiling: dict[str, Any] = {s.name: s.value for s in coded_scores(readings[coded_view]["reference"], work.coded, coded_view)}
+        result.ceiling = {name: ceiling[name] for name in ("coded_f1_micro", "coded_f1_macro")}
+
+
+def _intervals(work: _Work, result: Evaluation) -> None:
+    settings = work.settings
+    for system in result.systems:
+        if settings.resamples:
+            system.intervals = intervals(system.scores, settings.resamples, settings.seed, settings.level)
+        if result.is_new is not None and result.is_new.any():
+            system.new = subset(system.scores, result.is_new)
+            if settings.resamples:
+                system.new_intervals = intervals(system.new, settings.resamples, settings.seed, settings.level)
+
+
+def _compare_all(work: _Work, result: Evaluation) -> None:
+    """Compares each pair of systems, and each system with its floors; p-values are corrected over the pairs of a metric."""
+    settings, names = work.settings, list(work.joined.systems)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    for name in names:
+        mine = [s.name for s in result.systems if s.floor and ("[" not in s.name or s.name.endswith(f"[{name}]"))]
+        pairs += [(name, floor) for floor in mine]
+    for new in (False, True):
+        found = []
+        for first, second in pairs:
+            a, b = result.system(first), result.system(second)
+            left, right = (a.new, b.new) if new else (a.scores, b.scores)
+            if left is not None and right is not None:
+                gaps = compare(left, right, settings.resamples, settings.seed, settings.level)
+                found.append(Comparison(first, second, gaps, new))
+        result.comparisons.extend(_corrected(found))
+
+
+def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    metrics = dict.fromkeys(metric for comparison in comparisons for metric in comparison.differences)
+    for metric in metrics:
+        holders = [c for c in comparisons if metric in c.differences]
+        for holder, p in zip(holders, holm([c.differences[metric].p for c in holders]), strict=True):
+            holder.differences[metric] = replace(holder.differences[metric], p_holm=p)
+    return list(comparisons)
