@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class KnowledgeError(ValueError):
-    """A graph, a source file or a question to the graph that cannot be used; the message names file, line and the fix."""
+    """What was read cannot be used; the message names file, line and the fix."""
 
 
 def at(path: Path | str | None, line: int | None, message: str) -> KnowledgeError:

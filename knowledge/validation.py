@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from knowledge.ontology import Concept, Edge, Kind, Relation
+from knowledge.text import TOKEN, fold
 
 if TYPE_CHECKING:
     from knowledge.graph import KnowledgeGraph
@@ -106,7 +107,7 @@ def term_clashes(graph: KnowledgeGraph) -> Iterator[tuple[str, str, str]]:
     owner: dict[str, tuple[str, bool]] = {}
     for c in graph.concepts.values():
         for term, is_adjective in _terms(c):
-            key = " ".join(term.lower().replace("-", " ").split())
+            key = " ".join(fold(w) for w in TOKEN.findall(term))
             if key in owner and owner[key][0] != c.id:
                 if not (is_adjective and owner[key][1]):
                     yield term, owner[key][0], c.id

@@ -1,0 +1,376 @@
+"""Who is said of whom: from the phrases of a sentence to mentions with certainty, place, attributes, measure and change.
+
+The grammar is that of radiology prose, after NegEx and CheXpert's patterns, without a parser:
+
+1. Phrases are cut into clauses at semicolons, and at a comma or "and" that is followed by a statement of its own.
+2. A state joins the nearest part it can be said of ("the heart is enlarged" -> cardiomegaly), not across a finding.
+3. A cue before a finding reaches right until a blocker ("but", "due to", "there is"); a cue after it reaches left.
+4. Sides, places, attributes and measures go to the finding that follows in the same stretch, else to the one before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from knowledge.lexicon import Lexicon, Payload
+from knowledge.ontology import Certainty
+
+PRESENT, ABSENT, UNCERTAIN = Certainty.PRESENT, Certainty.ABSENT, Certainty.UNCERTAIN
+UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0}
+REACH = 12  # words between a state and what it is said of
+_CHANGES = ("new", "unchanged", "increased_change", "decreased_change", "removed", "past")
+_LIST_MARKS = ("comma", "and", "or")
+
+
+@dataclass(slots=True)
+class Phrase:
+    """A matched phrase: words [start, end) of the sentence and the parts it can play."""
+
+    start: int
+    end: int
+    roles: Payload
+    used: bool = False
+
+
+@dataclass(slots=True)
+class Reading:
+    """A mention before its offsets are known; words [start, end), `core` is where scope is measured."""
+
+    concept: str
+    start: int
+    end: int
+    index: int
+    certainty: Certainty = PRESENT
+    fixed: bool = False
+    place: str | None = None
+    side: str | None = None
+    attributes: list[str] = field(default_factory=list)
+    measure_mm: float | None = None
+    change: str | None = None
+
+
+def readings(words: list[str], phrases: list[Phrase], lexicon: Lexicon) -> list[Reading]:
+    """Everything that one sentence says.
+
+    Args:
+        words: keys of its words, as given to `Lexicon.match`.
+        phrases: what `Lexicon.match` found.
+        lexicon: for the composites.
+
+    Returns:
+        Readings in the order of the text.
+    """
+    out: list[Reading] = []
+    for clause in clauses(phrases):
+        found = _findings(clause) + _composites(clause, words, lexicon)
+        found += _nothing_wrong(clause)
+        found.sort(key=lambda r: (r.start, r.end))
+        for r in found:
+            if not r.fixed:
+                _certainty(r, clause)
+            _change(r, clause)
+        targets = [r for r in found if r.concept != "normal"]
+        _attach(clause, targets)
+        _measures(clause, words, targets)
+        out += found
+    return out
+
+
+def clauses(phrases: list[Phrase]) -> list[list[Phrase]]:
+    """Cuts the phrases of a sentence into clauses that cues do not reach across."""
+    out: list[list[Phrase]] = []
+    current: list[Phrase] = []
+    for i, p in enumerate(phrases):
+        if "break" in p.roles or (("comma" in p.roles or "and" in p.roles) and _new_statement(phrases, i)):
+            out.append(current)
+            current = []
+        current.append(p)
+    out.append(current)
+    return [c for c in out if c]
+
+
+def _new_statement(phrases: list[Phrase], i: int) -> bool:
+    """Whether what follows the comma or "and" at `i` is a statement of its own."""
+    j = i + 1
+    if "comma" in phrases[i].roles and j < len(phrases) and "and" in phrases[j].roles:
+        return False  # ", and": decided at the "and"
+    first = True
+    subject = False
+    while j < len(phrases):
+        roles = phrases[j].roles
+        if "comma" in roles or "and" in roles or "or" in roles or "break" in roles:
+            if first and "or" in roles:
+                return False
+            return False
+        if first and "unchanged" in roles and "finding" in _next_roles(phrases, j):
+            return True
+        if roles.get("asserts") in ("there is", "there are"):
+            return True
+        if first and "comma" in phrases[i].roles and ("hedges_after" in roles):
+            return True
+        if first and "negates_after" in roles and "negates_before" not in roles:
+            return True
+        if "verb" in roles or "negates_near" in roles or "quality" in roles:
+            if subject:
+                return "exists" not in _next_roles(phrases, j)
+        if "finding" in roles or "place" in roles or "head" in roles:
+            subject = True
+        first = False
+        j += 1
+    return False
+
+
+def _next_roles(phrases: list[Phrase], j: int) -> Payload:
+    return phrases[j + 1].roles if j + 1 < len(phrases) else {}
+
+
+def _findings(clause: list[Phrase]) -> list[Reading]:
+    return [Reading(p.roles["finding"], p.start, p.end, i) for i, p in enumerate(clause) if "finding" in p.roles]
+
+
+def _composites(clause: list[Phrase], words: list[str], lexicon: Lexicon) -> list[Reading]:
+    """States joined with the parts they are said of."""
+    out: list[Reading] = []
+    table = lexicon.composites
+    for i, p in enumerate(clause):
+        quality = p.roles.get("quality")
+        if quality is None:
+            continue
+        own = p.roles.get("finding")
+        heads = _heads(clause, i, quality, table)
+        for j in heads:
+            head = clause[j]
+            for composite in _meanings(head, quality, table):
+                start, end = min(p.start, head.start), max(p.end, head.end)
+                fixed = composite.certainty is ABSENT
+                r = Reading(composite.concept, start, end, i, composite.certainty, fixed)
+                place = head.roles.get("place")
+                if place is not None and not fixed:
+                    r.place = place
+                    r.side = _side_in(place)
+                if fixed and _negated_state(clause, i, p):
+                    continue
+                out.append(r)
+                if not fixed:
+                    head.used = p.used = True
+                    if own or "finding" in head.roles:
+                        p.used = True
+    return out
+
+
+def _meanings(head: Phrase, quality: str, table: dict) -> tuple:
+    found: tuple = ()
+    for role in ("place", "head", "finding"):
+        value = head.roles.get(role)
+        if value is not None:
+            found = found + tuple(c for c in table.get((value, quality), ()) if c not in found)
+    return found
+
+
+def _heads(clause: list[Phrase], i: int, quality: str, table: dict) -> list[int]:
+    """Which phrases of the clause the state at `i` is said of."""
+    here = clause[i]
+    state_is_normal = False
+    left: list[int] = []
+    for j in range(i - 1, -1, -1):
+        other = clause[j]
+        if here.start - other.end > REACH or "ends" in other.roles and "verb" not in other.roles:
+            break
+        meanings = _meanings(other, quality, table)
+        if meanings:
+            state_is_normal = all(m.certainty is ABSENT for m in meanings)
+            left.append(j)
+            if not state_is_normal:
+                break
+        elif "finding" in other.roles or ("quality" in other.roles and not state_is_normal and left):
+            break
+    right: list[int] = []
+    for j in range(i + 1, len(clause)):
+        other = clause[j]
+        if other.start - here.end > REACH // 2 or "verb" in other.roles or "ends" in other.roles:
+            break
+        if "negates_near" in other.roles or ("quality" in other.roles and "finding" not in other.roles):
+            break
+        meanings = _meanings(other, quality, table)
+        if meanings:
+            right.append(j)
+            if not all(m.certainty is ABSENT for m in meanings):
+                break
+        elif "finding" in other.roles or "comma" in other.roles:
+            break
+    if right and left:
+        gap_left = here.start - clause[left[0]].end
+        gap_right = clause[right[0]].start - here.end
+        verb_between = any("verb" in clause[k].roles for k in range(left[0] + 1, i))
+        return left if verb_between or gap_left < gap_right else right
+    return left or right
+
+
+def _negated_state(clause: list[Phrase], i: int, p: Phrase) -> bool:
+    """Whether a normal state is denied: "the heart is not normal"."""
+    before = clause[i - 1] if i else None
+    return (
+        before is not None
+        and p.start - before.end <= 1
+        and ("negates_near" in before.roles or before.roles.get("negates_after") == "not")
+    )
+
+
+def _nothing_wrong(clause: list[Phrase]) -> list[Reading]:
+    """ "No acute abnormality": a denied generic word says that the study is normal, unless it is said of one part only."""
+    out = []
+    for i, p in enumerate(clause):
+        if "generic" in p.roles and "finding" not in p.roles:
+            cue = _cue_before(clause, i, "negates_after")
+            if cue is not None and not any("finding" in q.roles for q in clause[cue:i]):
+                out.append(Reading("normal", clause[cue].start, p.end, i, PRESENT, True))
+    return out
+
+
+def _cue_before(clause: list[Phrase], i: int, role: str) -> int | None:
+    """The nearest cue to the left of phrase `i` that reaches it."""
+    blockers = "ends" if role != "hedges_after" else "ends_hedge"
+    for j in range(i - 1, -1, -1):
+        roles = clause[j].roles
+        if role in roles and "unaffected" not in roles:
+            return j
+        if blockers in roles or roles.get("asserts") in ("there is", "there are"):
+            return None
+    return None
+
+
+def _certainty(r: Reading, clause: list[Phrase]) -> None:
+    """Sets whether the finding is present, absent or uncertain."""
+    i = r.index
+    first = next((k for k, p in enumerate(clause) if p.start >= r.start), i)
+    last = max(k for k, p in enumerate(clause) if p.end <= r.end)
+    negation = _cue_before(clause, first, "negates_after")
+    inside = any("negates_near" in p.roles or "negates_after" in p.roles for p in clause[first : last + 1])
+    if negation is not None or inside or _negated_after(clause, last):
+        r.certainty = ABSENT
+    elif _hedged_before(clause, first) or _hedged_after(clause, last):
+        r.certainty = UNCERTAIN
+
+
+def _negated_after(clause: list[Phrase], i: int) -> bool:
+    for j in range(i + 1, len(clause)):
+        roles = clause[j].roles
+        if "negates_before" in roles:
+            return True
+        if "ends" in roles or "negates_after" in roles or "negates_near" in roles:
+            return False
+        if "verb" in roles and "negates_before" not in _next_roles(clause, j):
+            return False
+    return False
+
+
+def _hedged_before(clause: list[Phrase], i: int) -> bool:
+    cue = _cue_before(clause, i, "hedges_after")
+    if cue is None:
+        return False
+    between = clause[cue + 1 : i]
+    if not any("comma" in p.roles for p in between):
+        return True
+    return any("or" in p.roles or "versus" in str(p.roles.get("hedges_after", "")) for p in clause[cue + 1 :])
+
+
+def _hedged_after(clause: list[Phrase], i: int) -> bool:
+    for j in range(i + 1, len(clause)):
+        roles = clause[j].roles
+        if "hedges_before" in roles:
+            return True
+        if "hedges_after" in roles or "ends_hedge" in roles or "comma" in roles or "finding" in roles:
+            return False
+    return False
+
+
+def _change(r: Reading, clause: list[Phrase]) -> None:
+    """New, unchanged, increased, decreased, resolved or past, from the nearest such word of the clause."""
+    best: tuple[int, str] | None = None
+    for j, p in enumerate(clause):
+        for role in _CHANGES:
+            if role not in p.roles:
+                continue
+            if role == "past" and p.start > r.start:
+                continue
+            between = clause[min(j, r.index) + 1 : max(j, r.index)]
+            if any("ends" in q.roles and "verb" not in q.roles for q in between):
+                continue
+            if (
+                p.start > r.start
+                and any("comma" in q.roles for q in between)
+                and any("finding" in q.roles for q in between)
+            ):
+                continue
+            distance = abs(j - r.index)
+            if best is None or distance < best[0]:
+                best = (distance, role)
+    if best is not None:
+        role = best[1].removesuffix("_change")
+        r.change = "resolved" if role == "removed" else role
+        if role == "removed" and r.certainty is PRESENT:
+            r.certainty = ABSENT
+
+
+def _side_in(place: str) -> str | None:
+    for side in ("left", "right"):
+        if place.startswith(f"{side}_"):
+            return side
+    return None
+
+
+def _attach(clause: list[Phrase], found: list[Reading]) -> None:
+    """Gives places, sides and attributes to the findings that they belong to."""
+    by_index = {r.index: r for r in found}
+    for i, p in enumerate(clause):
+        roles = p.roles
+        side = next((s for s in ("left", "right", "both") if f"side_{s}" in roles), None)
+        place = None if p.used else roles.get("place")
+        attribute = roles.get("attribute")
+        if side is None and place is None and attribute is None:
+            continue
+        for r in _owners(clause, i, by_index, attribute is not None and place is None):
+            if attribute is not None and attribute not in r.attributes:
+                r.attributes.append(attribute)
+            if place is not None and (r.place is None or _side_in(r.place) is None):
+                r.place = r.place or place
+                r.side = r.side or _side_in(place)
+            if side is not None:
+                sides = "bilateral" if side == "both" else side
+                r.side = sides if r.side in (None, sides) else "bilateral"
+
+
+def _owners(clause: list[Phrase], i: int, by_index: dict[int, Reading], adjective: bool) -> list[Reading]:
+    """The finding after phrase `i` in the same stretch, else the nearest one before it."""
+    if i in by_index:
+        return [by_index[i]]
+    for j in range(i + 1, len(clause)):
+        roles = clause[j].roles
+        if j in by_index:
+            return [by_index[j]]
+        if "verb" in roles or "comma" in roles or "ends" in roles or "negates_after" in roles:
+            break
+    for j in range(i - 1, -1, -1):
+        if j in by_index:
+            return [by_index[j]]
+        if "ends" in clause[j].roles and not adjective:
+            continue
+    return []
+
+
+def _measures(clause: list[Phrase], words: list[str], found: list[Reading]) -> None:
+    """The largest "12 mm" or "1.2 x 0.8 cm" of the clause, given to the nearest finding, in mm."""
+    if not found:
+        return
+    low = min(p.start for p in clause)
+    high = max(p.end for p in clause) + 6
+    for i in range(max(0, low - 4), min(high, len(words) - 1)):
+        unit = UNITS.get(words[i + 1])
+        if unit is None or not words[i][0].isdigit():
+            continue
+        value, j = float(words[i]) * unit, i
+        while j >= 2 and words[j - 1] in ("x", "by") and words[j - 2][0].isdigit():
+            j -= 2
+            value = max(value, float(words[j]) * unit)
+        near = min(found, key=lambda r: min(abs(r.start - i), abs(i - r.end)))
+        near.measure_mm = max(value, near.measure_mm or 0.0)
