@@ -1,0 +1,257 @@
+"""Constraints and a tokenizer -> tables: the term automaton, what its states mean, and the tokens that carry a term on.
+
+Forcing a term needs three things of every state: which tokens go on with a term that is begun, which tokens begin one (after a space
+without, elsewhere with a leading space), and how many tokens a term still takes. Checking needs none of them.
+
+Shapes: `S` states of the term automaton, `Q` sets of terms with a bit, `A` tokens that carry on, `P` states with such tokens.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlm.generation.automaton import Automaton, build, fold, is_word
+from vlm.generation.constraints import Constraints, TermSet
+from vlm.generation.negation import CLOSE, FORBIDDEN, OPEN, REQUIRED, AssertionAutomaton, compile_negation
+from vlm.generation.tokens import TokenTable
+from vlm.types import InputError
+
+FAR = 10_000
+"""Tokens to the end of a term from a state that isn't in it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompiledConstraints:
+    """Tables of one study's constraints.
+
+    Args:
+        source: what was compiled.
+        table: bytes of the tokens.
+        terms: automaton over all terms, triggers and words that end a scope.
+        assertion: automaton of negation.
+        events: (S,) int64, bits of `negation` that a state gives off at a boundary.
+        meets: (S,) int64, bits of the sets of which a term ends here.
+        inside: (S,) int64, bits of the sets of which a term is at least three letters under way.
+        names: names of the sets, by bit: hard ones that must appear, soft ones that must, soft ones that must not.
+        hard: how many of them are hard.
+        weights: (Q,) float64, added to the score once the set's bit is set; 0 for hard ones.
+        asserted: bits that count in an assertion only.
+        begin: for a state after a space and for any other, tokens that begin a term: (token, bits).
+        carry_on: state -> tokens that go on with a term: (token, bits).
+        rest: state -> bit number -> tokens that the term still takes.
+        cost: (hard,) int64, tokens that a set takes from its beginning.
+        stop_token: writes a full stop; None when the tokenizer has none.
+        left_out: hard sets that don't fit into the length.
+    """
+
+    source: Constraints
+    table: TokenTable
+    terms: Automaton
+    assertion: AssertionAutomaton
+    events: np.ndarray
+    meets: np.ndarray
+    inside: np.ndarray
+    names: tuple[str, ...]
+    hard: int
+    weights: np.ndarray
+    asserted: int
+    begin: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
+    carry_on: dict[int, tuple[tuple[int, int], ...]]
+    rest: dict[int, dict[int, int]]
+    cost: np.ndarray
+    stop_token: int | None
+    left_out: tuple[str, ...]
+
+
+def compile_constraints(constraints: Constraints, tokenizer: Any, max_new_tokens: int, strict: bool = False) -> CompiledConstraints:
+    """Compile for a tokenizer and a length.
+
+    Args:
+        constraints: what the text must hold.
+        tokenizer: a fast Hugging Face tokenizer.
+        max_new_tokens: the length, in tokens, that the text may take.
+        strict: refuse more required terms than fit; otherwise the last ones are left out and named as unmet.
+
+    Raises:
+        InputError: a term that the tokenizer can't write, a set that both must and must not appear, or (strict) too many terms.
+    """
+    table = TokenTable.of(tokenizer)
+    forbidden = [_term(entry, term) for entry in constraints.must_not_assert if entry.weight is None for term in entry.terms]
+    hard = [entry for entry in constraints.must_appear if entry.weight is None]
+    soft = [entry for entry in constraints.must_appear if entry.weight is not None]
+    spellings = {entry.name: _spellings(entry, forbidden, table) for entry in hard}
+    costs = {entry.name: _cost(spellings[entry.name], table) for entry in hard}
+    hard, left_out = _fitting(hard, costs, max_new_tokens, strict)
+    soft_not = [entry for entry in constraints.must_not_assert if entry.weight is not None]
+    sets = [*hard, *soft, *soft_not]
+    negation = constraints.negation
+    groups: list[tuple[list[bytes], int, int]] = [
+        (forbidden, FORBIDDEN, 0),
+        ([fold(word.encode()) for word in negation.before], OPEN, 0),
+        ([fold(word.encode()) for word in negation.stop], CLOSE, 0),
+    ]
+    for bit, entry in enumerate(sets):
+        event = REQUIRED if bit < len(hard) and entry.asserted else 0
+        groups.append((spellings[entry.name] if bit < len(hard) else _terms(entry), event, 1 << bit))
+    terms = build([term for group, _, _ in groups for term in group])
+    events, meets = _meanings(terms, groups)
+    forcing = {bit: spellings[entry.name] for bit, entry in enumerate(hard)}
+    rest, carry_on, inside = _ways(terms, forcing, table)
+    signs = [1.0] * len(soft) + [-1.0] * len(soft_not)
+    weights = [0.0] * len(hard) + [sign * (entry.weight or 0.0) for sign, entry in zip(signs, soft + soft_not, strict=True)]
+    stop = table.by_bytes.get(b".")
+    return CompiledConstraints(
+        source=constraints,
+        table=table,
+        terms=terms,
+        assertion=compile_negation(negation),
+        events=events,
+        meets=meets,
+        inside=inside,
+        names=tuple(entry.name for entry in sets),
+        hard=len(hard),
+        weights=np.array(weights, dtype=np.float64),
+        asserted=sum(1 << bit for bit, entry in enumerate(sets) if entry.asserted or bit >= len(hard) + len(soft)),
+        begin=(_beginnings(forcing, table, False), _beginnings(forcing, table, True)),
+        carry_on=carry_on,
+        rest=rest,
+        cost=np.array([costs[entry.name] for entry in hard], dtype=np.int64),
+        stop_token=stop,
+        left_out=left_out,
+    )
+
+
+def _term(entry: TermSet, term: str) -> bytes:
+    """A term as the automaton reads it: folded, single spaces, no punctuation around it."""
+    text = b" ".join(fold(term.encode()).split())
+    start = next(index for index, byte in enumerate(text) if is_word(byte))
+    end = next(index for index in range(len(text), 0, -1) if is_word(text[index - 1]))
+    return text[start:end]
+
+
+def _terms(entry: TermSet) -> list[bytes]:
+    return sorted({_term(entry, term) for term in entry.terms})
+
+
+def _spellings(entry: TermSet, forbidden: list[bytes], table: TokenTable) -> list[bytes]:
+    """Terms of a set that must appear and that the tokenizer can write, those left out that a forbidden term lies in."""
+    terms = _terms(entry)
+    for term in terms:
+        if table.greedy(b" " + term) is None or table.greedy(term) is None:
+            raise InputError(f"constraint {entry.name!r}: the tokenizer can't write {term.decode()!r}; use another term or tokenizer")
+    padded = [b" " + term + b" " for term in forbidden]
+    free = [term for term in terms if not any(bad in b" " + term + b" " for bad in padded)]
+    if not free:
+        raise InputError(f"constraint {entry.name!r} contradicts must_not_assert: each of its terms is also forbidden")
+    return free
+
+
+def _cost(terms: list[bytes], table: TokenTable) -> int:
+    """Tokens of the shortest way to write one of the terms, from wherever the text stands."""
+    return max(min(len(table.greedy(lead + term) or ()) for term in terms) for lead in (b"", b" "))
+
+
+def _fitting(
+    hard: list[TermSet], costs: dict[str, int], max_new_tokens: int, strict: bool
+) -> tuple[list[TermSet], tuple[str, ...]]:
+    """The sets that fit, in their order, and the names of those that don't."""
+    kept, left_out, used = [], [], 0
+    for entry in hard:
+        if used + costs[entry.name] <= max_new_tokens:
+            kept.append(entry)
+            used += costs[entry.name]
+        else:
+            left_out.append(entry.name)
+    if left_out and strict:
+        raise InputError(
+            f"required terms take {sum(costs.values())} tokens and max_new_tokens is {max_new_tokens}: "
+            f"raise it or leave out {', '.join(left_out)}"
+        )
+    return kept, tuple(left_out)
+
+
+def _meanings(terms: Automaton, groups: list[tuple[list[bytes], int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Events and met bits of every state, those of its suffixes included."""
+    events = np.zeros(len(terms.moves), dtype=np.int64)
+    meets = np.zeros(len(terms.moves), dtype=np.int64)
+    ends = iter(terms.ends)
+    for group, event, bits in groups:
+        for _ in group:
+            state = next(ends)
+            events[state] |= event
+            meets[state] |= bits
+    for ids in terms.levels:
+        events[ids] |= events[terms.fails[ids]]
+        meets[ids] |= meets[terms.fails[ids]]
+    return events, meets
+
+
+def _ways(
+    terms: Automaton, forcing: dict[int, list[bytes]], table: TokenTable
+) -> tuple[dict[int, dict[int, int]], dict[int, tuple[tuple[int, int], ...]], np.ndarray]:
+    """From each state inside a required term: what the term still takes, which tokens go on, and that it is under way."""
+    rest: dict[int, dict[int, int]] = defaultdict(dict)
+    carry_on: dict[int, dict[int, int]] = defaultdict(dict)
+    inside = np.zeros(len(terms.moves), dtype=np.int64)
+    for bit, spellings in forcing.items():
+        for term in spellings:
+            tokens_left = _tokens_left(term, table)
+            for start in range(1, len(term) + 1):
+                state = terms.nodes[term[:start]]
+                rest[state][bit] = min(rest[state].get(bit, FAR), tokens_left[start])
+                if start >= min(3, len(term)):
+                    inside[state] |= 1 << bit
+                for token in _going_on(term, start, table):
+                    carry_on[state][token] = carry_on[state].get(token, 0) | 1 << bit
+    for ids in terms.levels:  # what a suffix can become, the longer text can become too
+        for state in ids.tolist():
+            suffix = int(terms.fails[state])
+            for bit, left in rest.get(suffix, {}).items():
+                rest[state][bit] = min(rest[state].get(bit, FAR), left)
+            for token, bits in carry_on.get(suffix, {}).items():
+                carry_on[state][token] = carry_on[state].get(token, 0) | bits
+            inside[state] |= inside[suffix]
+    return dict(rest), {state: tuple(tokens.items()) for state, tokens in carry_on.items()}, inside
+
+
+def _tokens_left(term: bytes, table: TokenTable) -> list[int]:
+    """Tokens that write the term from each of its letters on, taking the longest each time."""
+    left = [FAR] * len(term) + [0]
+    for start in range(len(term) - 1, -1, -1):
+        for end in range(min(len(term), start + table.longest), start, -1):
+            if term[start:end] in table.by_bytes:
+                left[start] = min(FAR, 1 + left[end])
+                break
+    return left
+
+
+def _going_on(term: bytes, start: int, table: TokenTable) -> Iterable[int]:
+    """The longest token that goes on with the term at this letter."""
+    for end in range(min(len(term), start + table.longest), start, -1):
+        token = table.by_bytes.get(term[start:end])
+        if token is not None:
+            yield token
+            return
+
+
+def _beginnings(forcing: dict[int, list[bytes]], table: TokenTable, after_space: bool) -> tuple[tuple[int, int], ...]:
+    """First tokens of every required term, lower case and capitalised, as the tokenizer cuts it and as the longest token does."""
+    found: dict[int, int] = {}
+    lead = b"" if after_space else b" "
+    for bit, spellings in forcing.items():
+        for term in spellings:
+            for variant in {term, term[:1].upper() + term[1:]}:
+                text = lead + variant
+                options = [table.greedy(text)]
+                own = table.encode(text.decode(errors="ignore"))
+                if table.write(own) == text:
+                    options.append(own)
+                for tokens in options:
+                    if tokens:
+                        found[tokens[0]] = found.get(tokens[0], 0) | 1 << bit
+    return tuple(found.items())

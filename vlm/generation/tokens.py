@@ -1,0 +1,127 @@
+"""What each token of a tokenizer writes, in bytes: constraints are checked on text, so every segmentation of a term is one term.
+
+Byte-level BPE maps printable characters to bytes (GPT-2's table); SentencePiece and its descendants write a space as `▁` and
+unknown bytes as `<0x0A>`. Special tokens write nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from vlm.types import InputError
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_TABLES: WeakKeyDictionary[Any, TokenTable] = WeakKeyDictionary()
+
+
+class TokenTable:
+    """Bytes of every token.
+
+    Args:
+        pieces: bytes of token i; empty for special tokens and holes.
+        tokenizer: encodes text to ids.
+    """
+
+    def __init__(self, pieces: list[bytes], tokenizer: Any) -> None:
+        self.pieces = pieces
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> TokenTable:
+        """The table of a Hugging Face tokenizer, made once.
+
+        Raises:
+            InputError: the tokenizer has no fast backend, or its decoder is of a kind whose bytes are not known.
+        """
+        if tokenizer not in _TABLES:
+            _TABLES[tokenizer] = cls(_pieces(tokenizer), tokenizer)
+        return _TABLES[tokenizer]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without special tokens."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def write(self, tokens: list[int]) -> bytes:
+        """Bytes of a token sequence."""
+        return b"".join(self.pieces[token] for token in tokens)
+
+    @cached_property
+    def by_bytes(self) -> dict[bytes, int]:
+        """Token of a byte string; of two that write the same, the first."""
+        table: dict[bytes, int] = {}
+        for token, piece in enumerate(self.pieces):
+            if piece:
+                table.setdefault(piece, token)
+        return table
+
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token."""
+        return max(map(len, self.pieces), default=1)
+
+    @cached_property
+    def matrix(self) -> np.ndarray:
+        """(V, L) int16: bytes of each token, 256 behind its end."""
+        matrix = np.full((len(self.pieces), max(1, self.longest)), 256, dtype=np.int16)
+        for token, piece in enumerate(self.pieces):
+            matrix[token, : len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+        return matrix
+
+    def greedy(self, text: bytes) -> list[int] | None:
+        """Tokens that write exactly these bytes, longest first; None when no token goes on."""
+        tokens, start = [], 0
+        while start < len(text):
+            for end in range(min(len(text), start + self.longest), start, -1):
+                token = self.by_bytes.get(text[start:end])
+                if token is not None:
+                    tokens.append(token)
+                    start = end
+                    break
+            else:
+                return None
+        return tokens
+
+
+def _pieces(tokenizer: Any) -> list[bytes]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(f"tokenizer {type(tokenizer).__name__}: constraints need a fast tokenizer (one with a tokenizer.json)")
+    decoder = json.dumps(json.loads(backend.to_str()).get("decoder") or {})
+    if '"ByteLevel"' in decoder:
+        write = _byte_level()
+    elif '"Metaspace"' in decoder or "\\u2581" in decoder:
+        write = _sentence_piece
+    else:
+        raise InputError("tokenizer of an unknown kind: constraints need byte-level BPE or SentencePiece pieces")
+    vocabulary = tokenizer.get_vocab()
+    pieces = [b""] * (max(vocabulary.values()) + 1)
+    added = tokenizer.added_tokens_decoder
+    special = set(tokenizer.all_special_ids) | {index for index, token in added.items() if token.special}
+    for piece, index in vocabulary.items():
+        if index not in special:
+            pieces[index] = piece.encode() if index in added else write(piece)
+    return pieces
+
+
+def _sentence_piece(piece: str) -> bytes:
+    match = _BYTE.fullmatch(piece)
+    return bytes([int(match[1], 16)]) if match else piece.replace("▁", " ").encode()
+
+
+def _byte_level() -> Any:
+    """GPT-2's table: printable bytes stand for themselves, the others for characters from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    table = {chr(byte): byte for byte in printable}
+    hidden = [byte for byte in range(256) if byte not in set(printable)]
+    table |= {chr(256 + position): byte for position, byte in enumerate(hidden)}
+
+    def write(piece: str) -> bytes:
+        return bytes(table[char] for char in piece) if all(char in table for char in piece) else piece.encode()
+
+    return write

@@ -1,0 +1,336 @@
+"""Constraint states of all beams at once: a function of the tokens alone, held in tensors, advanced for every offer of a step.
+
+A step walks the bytes of the offered tokens through the tables of `compiling.py`: a loop over the bytes of the longest token, never
+over beams, studies or the vocabulary. A lexicon's size shows only in the size of the tables.
+
+Shapes: `B` studies, `K` beams, `M` offers a beam, `X` = K * M, `L` bytes of a token, `Q` sets with a bit, `R` remembered sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlm.generation.automaton import AFTER_SPACE, fold, is_word
+from vlm.generation.compiling import CompiledConstraints
+from vlm.generation.negation import BROKEN, PADDING, PLAIN, SPACE, STOP
+from vlm.types import InputError
+
+if TYPE_CHECKING:
+    from vlm.generation.beam_search import BeamSettings
+
+REMEMBERED = 32
+"""Sentences of a report that are compared with a new one."""
+
+PRIME = 1_099_511_628_211
+"""Multiplier of the rolling hash of a sentence's letters and digits (FNV's prime; sums wrap at 64 bits)."""
+
+CLOSING = 2
+"""Tokens kept free, where the length allows it, to end the sentence that holds the last required term."""
+
+
+@dataclass(slots=True)
+class Tracked:
+    """Constraint state of each beam or offer, (B, ...) int64 each.
+
+    Args:
+        terms: state of the study's term automaton, offset by the study's place in the stacked tables.
+        assertion: state of the study's negation automaton, offset likewise.
+        met: bits of the sets that the text holds.
+        sentence: hash of the sentence being written.
+        written: (B, ..., R) hashes of the sentences before it, 0 where there is none.
+    """
+
+    terms: Tensor
+    assertion: Tensor
+    met: Tensor
+    sentence: Tensor
+    written: Tensor
+
+    def flatten(self) -> Tracked:
+        """(B, K, M, ...) -> (B, X, ...)."""
+        fields = (self.terms, self.assertion, self.met, self.sentence, self.written)
+        return Tracked(*(field.flatten(1, 2) for field in fields))
+
+    def pick(self, index: Tensor) -> Tracked:
+        """Entries `index` (B, C) of (B, X)."""
+        fields = (self.terms, self.assertion, self.met, self.sentence)
+        wide = index[:, :, None].expand(-1, -1, self.written.shape[-1])
+        return Tracked(*(field.gather(1, index) for field in fields), self.written.gather(1, wide))
+
+
+class Tracker:
+    """Stacked tables of a batch's constraints.
+
+    Args:
+        constraints: one entry a study; None is no constraint. At least one is not None, and all are of one tokenizer.
+        settings: end tokens and length.
+        device: where the search runs.
+
+    Raises:
+        InputError: constraints compiled for different tokenizers.
+    """
+
+    def __init__(self, constraints: Sequence[CompiledConstraints | None], settings: BeamSettings, device: torch.device) -> None:
+        self.constraints, self.settings, self.device = tuple(constraints), settings, device
+        distinct = list({id(entry): entry for entry in constraints if entry is not None}.values())
+        table = distinct[0].table
+        if any(entry.table is not table for entry in distinct):
+            raise InputError("constraints were compiled for different tokenizers: compile them all for the model's")
+        place = {id(entry): number for number, entry in enumerate(distinct)}
+        # A study without constraints follows the first one's tables, and nothing is made of what they say.
+        self.which = torch.tensor([place.get(id(entry), 0) for entry in constraints], device=device)  # (B,)
+        self.free = torch.tensor([entry is None for entry in constraints], device=device)  # (B,)
+        self._stack_terms(distinct)
+        self._stack_assertion(distinct)
+        self._stack_tokens(table.matrix, settings)
+        self._stack_ways(distinct)
+        self.no_repeat = torch.tensor([entry is not None and not entry.source.repeat_sentences for entry in constraints], device=device)
+        self.remembers = bool(self.no_repeat.any())
+        self.has_sets = any(entry.names for entry in distinct)
+        self.has_soft = any(entry.weights.any() for entry in distinct)
+
+    def _tensor(self, array: np.ndarray | list[int], dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.as_tensor(np.asarray(array)).to(self.device, dtype)
+
+    def _stack_terms(self, distinct: list[CompiledConstraints]) -> None:
+        self.term_width = max(entry.terms.moves.shape[1] for entry in distinct)
+        sizes = [len(entry.terms.moves) for entry in distinct]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        moves = np.zeros((int(offsets[-1]), self.term_width), dtype=np.int32)
+        classes = np.zeros((len(distinct), 257), dtype=np.int64)
+        for number, (entry, offset, size) in enumerate(zip(distinct, offsets, sizes, strict=False)):
+            width = entry.terms.moves.shape[1]
+            moves[offset : offset + size, :width] = entry.terms.moves + offset
+            classes[number] = entry.terms.classes
+        self.term_moves = self._tensor(moves, torch.int32).flatten()
+        self.term_classes = self._tensor(classes)
+        self.term_start = self._tensor(offsets[:-1])[self.which] + AFTER_SPACE
+        self.events = self._tensor(np.concatenate([entry.events for entry in distinct]))
+        self.meets = self._tensor(np.concatenate([entry.meets for entry in distinct]))
+        self.inside = self._tensor(np.concatenate([entry.inside for entry in distinct]))
+        self.term_offsets = offsets
+
+    def _stack_assertion(self, distinct: list[CompiledConstraints]) -> None:
+        automata = [entry.assertion for entry in distinct]
+        offsets = np.concatenate([[0], np.cumsum([len(automaton.moves) for automaton in automata])])
+        moves = np.concatenate([automaton.moves + offset for automaton, offset in zip(automata, offsets, strict=False)])
+        self.assertion_moves = self._tensor(moves, torch.int32).flatten()
+        self.assertion_shape = moves.shape[1:]
+        self.assertion_start = self._tensor(offsets[:-1])[self.which] + PLAIN
+        self.assertion_classes = self._tensor(automata[0].classes)
+        self.broken = torch.zeros(len(moves), dtype=torch.bool, device=self.device)
+        self.broken[self._tensor(offsets[:-1] + BROKEN)] = True
+        # Bits that count in a state: all, or inside a scope only those that a negated mention meets too.
+        counts = [np.where(entry.assertion.negated, ~np.int64(entry.asserted), np.int64(-1)) for entry in distinct]
+        self.counts = self._tensor(np.concatenate(counts))
+        self.negated = self._tensor(np.concatenate([automaton.negated for automaton in automata]), torch.bool)
+        boundary = np.zeros(PADDING + 1, dtype=np.int64)
+        boundary[SPACE:STOP + 2] = -1
+        self.boundary = self._tensor(boundary)
+
+    def _stack_tokens(self, matrix: np.ndarray, settings: BeamSettings) -> None:
+        """Bytes of each token; an end token reads as a full stop. And each token's share in the hash of its sentence."""
+        matrix = matrix.copy()
+        ends = [token for token in settings.eos_token_ids if token < len(matrix)]
+        matrix[ends] = 256
+        matrix[ends, 0] = ord(".")
+        self.bytes = self._tensor(matrix, torch.int16)
+        self.lengths = self._tensor((matrix < 256).sum(1))
+        folded = np.array([fold(bytes([byte]))[0] if is_word(byte) else 0 for byte in range(256)] + [0], dtype=np.uint64)[matrix]
+        hashes, powers = np.zeros(len(matrix), dtype=np.uint64), np.ones(len(matrix), dtype=np.uint64)
+        with np.errstate(over="ignore"):
+            for column in folded.T:
+                written = column > 0
+                hashes = np.where(written, hashes * np.uint64(PRIME) + column, hashes)
+                powers = np.where(written, powers * np.uint64(PRIME), powers)
+        self.token_hash = torch.from_numpy(hashes.view(np.int64)).to(self.device)
+        self.token_power = torch.from_numpy(powers.view(np.int64)).to(self.device)
+        self.ends_sentence = self._tensor(np.isin(matrix, [ord(char) for char in ".!?\n"]).any(1), torch.bool)
+        self.is_end = torch.zeros(len(matrix), dtype=torch.bool, device=self.device)
+        self.is_end[ends] = True
+
+    def _stack_ways(self, distinct: list[CompiledConstraints]) -> None:
+        """Tokens that carry a term on, by row; row 0 is every state outside terms."""
+        self.has_must = any(entry.hard for entry in distinct)
+        self.max_level = 2 * max(entry.hard for entry in distinct)
+        sets = max(1, max(len(entry.names) for entry in distinct))
+        self.bits = torch.arange(sets, device=self.device)
+        pad = lambda values, fill: [list(row) + [fill] * (sets - len(row)) for row in values]  # noqa: E731
+        self.weights = self._tensor(pad([entry.weights for entry in distinct], 0.0), torch.float32)[self.which]  # (B, Q)
+        self.cost = self._tensor(pad([entry.cost for entry in distinct], 0), torch.float32)[self.which]
+        self.hard = self._tensor([(1 << entry.hard) - 1 for entry in distinct])[self.which].masked_fill(self.free, 0)  # (B,)
+        self.total_cost = max(int(entry.cost.sum()) for entry in distinct)
+        self.asserted = self._tensor([entry.asserted & ((1 << entry.hard) - 1) for entry in distinct])[self.which]
+        rows: list[tuple[tuple[int, int], ...]] = [()]
+        saved = [[0] * sets]
+        row_of = np.zeros(int(self.term_offsets[-1]), dtype=np.int64)
+        for entry, offset in zip(distinct, self.term_offsets, strict=False):
+            for state, left in entry.rest.items():
+                row_of[offset + state] = len(rows)
+                rows.append(entry.carry_on.get(state, ()))
+                saved.append([max(0, int(entry.cost[bit]) - left[bit]) if bit in left else 0 for bit in range(sets)])
+        self.row_of = self._tensor(row_of)
+        self.carry_tokens, self.carry_bits = self._ragged(rows)
+        self.saved = self._tensor(saved, torch.float32)
+        self.begin_tokens, self.begin_bits = self._ragged([tokens for entry in distinct for tokens in entry.begin])
+        self.after_space = self._tensor(np.concatenate([entry.terms.after_space for entry in distinct]), torch.bool)
+        stops = [-1 if entry.stop_token is None else entry.stop_token for entry in distinct]
+        self.stop_token = self._tensor(stops)[self.which]
+
+    def _ragged(self, rows: list[tuple[tuple[int, int], ...]]) -> tuple[Tensor, Tensor]:
+        width = max(1, max(map(len, rows)))
+        tokens = np.full((len(rows), width), -1, dtype=np.int64)
+        bits = np.zeros((len(rows), width), dtype=np.int64)
+        for number, row in enumerate(rows):
+            for column, (token, mask) in enumerate(row):
+                tokens[number, column], bits[number, column] = token, mask
+        return self._tensor(tokens), self._tensor(bits)
+
+    def start(self, batch: int, width: int) -> Tracked:
+        """State before the first token."""
+        zeros = torch.zeros(batch, width, dtype=torch.long, device=self.device)
+        written = torch.zeros(batch, width, REMEMBERED if self.remembers else 1, dtype=torch.long, device=self.device)
+        terms, assertion = self.term_start[:, None] + zeros, self.assertion_start[:, None] + zeros
+        return Tracked(terms, assertion, zeros, zeros, written)
+
+    def advance(self, state: Tracked, tokens: Tensor, step: int) -> tuple[Tracked, Tensor, Tensor]:
+        """States behind every offered token, `tokens` (B, K, M).
+
+        Returns:
+            The states, (B, K, M); which offers are allowed; and which were refused for what they write (not for being late).
+        """
+        size = len(self.lengths)
+        tokens = tokens.where(tokens < size, 0) if int(tokens.max()) >= size else tokens
+        terms, assertion, met = self._walk(state, self.bytes[tokens], int(self.lengths[tokens].max()))
+        sentence, written, repeated = self._sentences(state, tokens)
+        after = Tracked(terms, assertion, met, sentence, written)
+        banned = self.broken[assertion] | repeated
+        missing = self.hard[:, None, None] & ~met  # (B, K, M)
+        banned = banned | (self.is_end[tokens] & (missing != 0))
+        banned = banned & ~self.free[:, None, None]
+        allowed = ~banned
+        if self.has_must:
+            allowed = self._in_time(after, missing, allowed, step)
+        return after, allowed, banned
+
+    def _walk(self, state: Tracked, pieces: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Read the bytes `pieces` (B, K, M, L); states (B, K, M) behind them."""
+        pieces = pieces[..., :longest].movedim(-1, 0).long()  # (L, B, K, M)
+        term_class = self.term_classes.flatten()[self.which[:, None, None] * 257 + pieces]
+        class_ = self.assertion_classes[pieces]
+        boundary = self.boundary[class_]
+        events_width, classes_width = self.assertion_shape
+        shape = pieces.shape[1:]
+        terms, assertion, met = (field[:, :, None].expand(shape) for field in (state.terms, state.assertion, state.met))
+        for position in range(longest):
+            if self.has_sets:
+                met = met | (self.meets[terms] & self.counts[assertion] & boundary[position])
+            move = (assertion * events_width + self.events[terms]) * classes_width + class_[position]
+            assertion = self.assertion_moves[move].long()
+            terms = self.term_moves[terms * self.term_width + term_class[position]].long()
+        return terms, assertion, met
+
+    def _sentences(self, state: Tracked, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hash of the sentence behind each token, the sentences written, and whether one was written again."""
+        shape = tokens.shape
+        written = state.written[:, :, None].expand(*shape, -1)
+        sentence = state.sentence[:, :, None].expand(shape)
+        if not self.remembers:
+            return sentence, written, torch.zeros_like(tokens, dtype=torch.bool)
+        sentence = sentence * self.token_power[tokens] + self.token_hash[tokens]
+        closes = self.ends_sentence[tokens] & (sentence != 0)
+        repeated = closes & (written == sentence[..., None]).any(-1) & self.no_repeat[:, None, None]
+        shifted = torch.cat([sentence[..., None], written[..., :-1]], -1)
+        written = torch.where(closes[..., None], shifted, written)
+        return sentence.masked_fill(self.ends_sentence[tokens], 0), written, repeated
+
+    def _need(self, state: Tracked, missing: Tensor) -> Tensor:
+        """Tokens that the missing required terms take from here on, `missing` (B, ...) bits."""
+        open_sets = ((missing[..., None] >> self.bits) & 1).float()  # (B, ..., Q)
+        cost = self.cost.view(len(self.cost), *[1] * (missing.dim() - 1), -1)
+        need = (open_sets * cost).sum(-1)
+        usable = ~self.negated[state.assertion] | ((missing & self.asserted.view(-1, *[1] * (missing.dim() - 1))) == 0)
+        saved = (self.saved[self.row_of[state.terms]] * open_sets).amax(-1)
+        return need - saved * usable + (~usable).float()
+
+    def _in_time(self, after: Tracked, missing: Tensor, allowed: Tensor, step: int) -> Tensor:
+        """Refuse offers behind which the missing terms no longer fit, unless that refuses all of a beam's."""
+        left = self.settings.max_new_tokens - step - 1  # tokens behind this one
+        reserve = max(0, min(CLOSING, self.settings.max_new_tokens - self.total_cost - 1))
+        if left > self.total_cost + 1 + reserve:
+            return allowed
+        missing = missing & ~self._pending(after)
+        need = self._need(after, missing)
+        for slack in (reserve, 0):
+            fits = allowed & ((need <= left - slack) | (missing == 0))
+            allowed = torch.where(fits.any(-1, keepdim=True), fits, allowed)
+        return allowed
+
+    def _pending(self, state: Tracked) -> Tensor:
+        """Bits of the terms that end here, if a boundary follows."""
+        return self.meets[state.terms] & self.counts[state.assertion]
+
+    def advancing(self, state: Tracked) -> Tensor | None:
+        """Tokens that begin or carry on a missing required term, (B, K, A), -1 for none."""
+        if not self.has_must:
+            return None
+        missing = self.hard[:, None] & ~(state.met | self._pending(state))  # (B, K)
+        blocked = self.negated[state.assertion]
+        usable = torch.where(blocked, missing & ~self.asserted[:, None], missing)
+        row = self.row_of[state.terms]
+        begin = self.which[:, None] * 2 + self.after_space[state.terms].long()
+        tokens = torch.cat([self.carry_tokens[row], self.begin_tokens[begin]], -1)
+        bits = torch.cat([self.carry_bits[row], self.begin_bits[begin]], -1)
+        tokens = tokens.masked_fill((bits & usable[..., None]) == 0, -1)
+        # A required assertion can't begin inside a negation's scope: a full stop ends that.
+        stop = torch.where(blocked & (missing != 0), self.stop_token[:, None], -1)
+        tokens = torch.cat([tokens, stop[..., None]], -1)
+        ordered = tokens.sort(-1)[0]  # the same token twice would be two beams of one text
+        twice = torch.zeros_like(ordered, dtype=torch.bool)
+        twice[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
+        return ordered.masked_fill(twice, -1)
+
+    def levels(self, state: Tracked) -> Tensor:
+        """How far each offer (B, X) has come: twice the required sets met, one more with a term under way."""
+        met = (state.met | self._pending(state)) & self.hard[:, None]
+        number = ((met[..., None] >> self.bits) & 1).sum(-1)
+        usable = torch.where(self.negated[state.assertion], ~self.asserted[:, None], -1)
+        under_way = self.inside[state.terms] & self.hard[:, None] & ~met & usable
+        return 2 * number + (under_way != 0)
+
+    def bonus(self, before: Tracked, after: Tracked) -> Tensor:
+        """Soft weights that each offer (B, K, M) earns."""
+        if not self.has_soft:
+            return torch.zeros((), device=self.device)
+        new = after.met & ~before.met[:, :, None]
+        earned = ((new[..., None] >> self.bits) & 1).float() * self.weights[:, None, None]
+        return earned.sum(-1).masked_fill(self.free[:, None, None], 0.0)
+
+    def unmet(self, state: Tracked, cut: Tensor) -> Tensor:
+        """Bits of what answers (B, C) don't hold; `cut` marks those that end without an end token. Bit 62: a broken rule."""
+        met = state.met | torch.where(cut, self._pending(state), 0)
+        events_width, classes_width = self.assertion_shape
+        move = (state.assertion * events_width + self.events[state.terms]) * classes_width + STOP
+        broken = self.broken[torch.where(cut, self.assertion_moves[move].long(), state.assertion)]
+        broken = broken & ~self.free[:, None]
+        return (self.hard[:, None] & ~met) | (broken.long() << 62)
+
+    def count(self, unmet: Tensor) -> Tensor:
+        """Number of bits set."""
+        bits = torch.arange(63, device=self.device)
+        return ((unmet[..., None] >> bits) & 1).sum(-1).double()
+
+    def names(self, study: int, unmet: int) -> tuple[str, ...]:
+        """Names of the unmet constraints of a study's answer, those that never fitted included."""
+        entry = self.constraints[study]
+        if entry is None:
+            return ()
+        missing = tuple(name for bit, name in enumerate(entry.names) if unmet >> bit & 1)
+        broken = ("must_not_assert",) if unmet >> 62 & 1 else ()
+        return missing + entry.left_out + broken
