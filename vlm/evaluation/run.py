@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlm.evaluation import floors
+from vlm.evaluation import floors, structured
+from vlm.evaluation.detection import detection_table
 from vlm.evaluation.inputs import Joined, Reports, uid_of
+from vlm.evaluation.ranking import mean_auc
 from vlm.evaluation.resampling import Score, compare, holm, intervals, subset
 from vlm.evaluation.result import Comparison, Evaluation, SystemResult
 from vlm.evaluation.text import TextIndex, index_texts, text_scores
@@ -64,7 +66,8 @@ class _Work:
     tokens: dict[str, list[str]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)  # how each floor was made
     references: list[str] = field(default_factory=list)  # tokens
-    coded: np.ndarray | None = None
+    labels: Path | None = None
+    coded: np.ndarray | None = None  # (N, L) bool
     reader: FindingReader | None = None
 
     def floor(self, name: str, texts: list[str], note: str) -> None:
@@ -114,7 +117,31 @@ def evaluate_reports(
     _intervals(work, result)
     if settings.resamples:
         _compare_all(work, result)
+    _score_structured(work, result)
     return result
+
+
+def _score_structured(work: _Work, result: Evaluation) -> None:
+    """Scores boxes and finding probabilities where the files hold them."""
+    settings, records = work.settings, work.joined.records
+    truths = structured.boxes_of(records["reference"])
+    for name in work.joined.systems:
+        boxes = structured.boxes_of(records[name])
+        if truths is not None and boxes is not None:
+            images = sum(structured.image_count(record) for record in records["reference"])
+            result.detection[name] = detection_table(boxes, truths, images, resamples=max(settings.resamples, 2), seed=settings.seed)
+        probabilities = structured.probabilities_of(records[name])
+        if not probabilities or work.reader is None:
+            continue
+        if work.coded is not None:
+            truth = structured.truth_by_label(work.coded, work.reader.labels(settings.coded_view))
+            scores = structured.map_labels(probabilities, work.reader.concepts(settings.coded_view))
+        else:
+            known = structured.findings_of(records["reference"])
+            if known is None:
+                continue
+            truth, scores = known, probabilities
+        result.aucs[name] = mean_auc(truth, scores, resamples=max(settings.resamples, 2), seed=settings.seed)
 
 
 def _tokenise(work: _Work) -> None:
@@ -129,8 +156,8 @@ def _tokenise(work: _Work) -> None:
     for name, texts in joined.systems.items():
         work.texts[name] = texts
         work.tokens[name] = [profile.prediction(text) for text in texts]
-        bare = [key for key, text in zip(joined.ids, texts, strict=True) if text]
-        bare = [key for key in bare if not work.tokens[name][joined.ids.index(key)]] if len(bare) < 2000 else []
+        rows = zip(joined.ids, texts, work.tokens[name], strict=True)
+        bare = [key for key, text, tokens in rows if text and not tokens]
         if bare:
             joined.notes.append(f"{name}: {len(bare)} reports hold no token (not English?): {', '.join(bare[:10])}")
     letters = "".join(joined.references)[:200_000]
@@ -145,7 +172,7 @@ def _prepare_clinical(work: _Work, labels: Path | None) -> None:
     work.reader = FindingReader()
     if labels is not None:
         work.coded = read_labels(labels, work.joined.ids, work.reader.labels(work.settings.coded_view))
-        work.joined.records["coded labels"] = [{"path": str(labels)}]
+        work.labels = labels
 
 
 def _train_texts(work: _Work) -> tuple[list[str], str]:
@@ -182,12 +209,11 @@ def _train_coded(work: _Work, candidates: Sequence[str]) -> np.ndarray | None:
     """Returns the coded labels of the training studies (of the scored ones without --train); None when a study has none."""
     from vlm.evaluation.clinical import read_labels
 
-    if work.train is None or work.reader is None:
+    if work.train is None or work.reader is None or work.labels is None:
         return work.coded
-    path = Path(work.joined.records["coded labels"][0]["path"])
     ids = [key for key, text in work.train.texts.items() if text]
     try:
-        return read_labels(path, ids, work.reader.labels(work.settings.coded_view))
+        return read_labels(work.labels, ids, work.reader.labels(work.settings.coded_view))
     except InputError:
         work.joined.notes.append("the training studies have no coded labels: constant_f1 was chosen by what their texts say")
         return None
