@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from knowledge.lexicon import Lexicon, Payload
+from knowledge.lexicon import Composite, Lexicon, Payload
 from knowledge.ontology import Certainty
 
 PRESENT, ABSENT, UNCERTAIN = Certainty.PRESENT, Certainty.ABSENT, Certainty.UNCERTAIN
 UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0}
 REACH = 12  # words between a state and what it is said of
 _CHANGES = ("new", "unchanged", "increased_change", "decreased_change", "removed", "past")
-_LIST_MARKS = ("comma", "and", "or")
+_OPEN_LISTS = ("differential", "consideration", "includes")  # what follows is a list of possibilities to its end
 
 
 @dataclass(slots=True)
@@ -62,8 +62,8 @@ def readings(words: list[str], phrases: list[Phrase], lexicon: Lexicon) -> list[
     """
     out: list[Reading] = []
     for clause in clauses(phrases):
-        found = _findings(clause) + _composites(clause, words, lexicon)
-        found += _nothing_wrong(clause)
+        found = _composites(clause, lexicon)  # first: a phrase that a composite took is no finding of its own
+        found += _findings(clause) + _nothing_wrong(clause)
         found.sort(key=lambda r: (r.start, r.end))
         for r in found:
             if not r.fixed:
@@ -125,85 +125,96 @@ def _next_roles(phrases: list[Phrase], j: int) -> Payload:
 
 
 def _findings(clause: list[Phrase]) -> list[Reading]:
-    return [Reading(p.roles["finding"], p.start, p.end, i) for i, p in enumerate(clause) if "finding" in p.roles]
+    return [
+        Reading(p.roles["finding"], p.start, p.end, i)
+        for i, p in enumerate(clause)
+        if "finding" in p.roles and not p.used
+    ]
 
 
-def _composites(clause: list[Phrase], words: list[str], lexicon: Lexicon) -> list[Reading]:
+def _composites(clause: list[Phrase], lexicon: Lexicon) -> list[Reading]:
     """States joined with the parts they are said of."""
     out: list[Reading] = []
     table = lexicon.composites
     for i, p in enumerate(clause):
         quality = p.roles.get("quality")
-        if quality is None:
+        if quality is None or p.used:
             continue
-        own = p.roles.get("finding")
-        heads = _heads(clause, i, quality, table)
-        for j in heads:
+        for j in _heads(clause, i, quality, table):
             head = clause[j]
             for composite in _meanings(head, quality, table):
-                start, end = min(p.start, head.start), max(p.end, head.end)
                 fixed = composite.certainty is ABSENT
-                r = Reading(composite.concept, start, end, i, composite.certainty, fixed)
-                place = head.roles.get("place")
-                if place is not None and not fixed:
-                    r.place = place
-                    r.side = _side_in(place)
                 if fixed and _negated_state(clause, i, p):
                     continue
-                out.append(r)
+                r = Reading(composite.concept, min(p.start, head.start), max(p.end, head.end), i, composite.certainty)
+                r.fixed = fixed
                 if not fixed:
-                    head.used = p.used = True
-                    if own or "finding" in head.roles:
-                        p.used = True
+                    r.place = head.roles.get("place")
+                    r.side = _side_in(r.place) if r.place else None
+                    p.used = True
+                    head.used = head.used or "finding" in head.roles or r.place is not None
+                out.append(r)
     return out
 
 
-def _meanings(head: Phrase, quality: str, table: dict) -> tuple:
-    found: tuple = ()
-    for role in ("place", "head", "finding"):
-        value = head.roles.get(role)
-        if value is not None:
-            found = found + tuple(c for c in table.get((value, quality), ()) if c not in found)
+def _meanings(head: Phrase, quality: str, table: dict[tuple[str, str], tuple[Composite, ...]]) -> tuple[Composite, ...]:
+    """What a state says of a phrase, by any of the parts that the phrase plays."""
+    values = (head.roles.get(role) for role in ("place", "head", "finding"))
+    return tuple(dict.fromkeys(c for v in values if v is not None for c in table.get((v, quality), ())))
+
+
+def _heads(clause: list[Phrase], i: int, quality: str, table: dict[tuple[str, str], tuple[Composite, ...]]) -> list[int]:
+    """Which phrases of the clause the state at `i` is said of: one, or for a normal state all that it can cover."""
+    left = _heads_left(clause, i, quality, table)
+    right = _heads_right(clause, i, quality, table)
+    if left and right:
+        verb_between = any("verb" in clause[k].roles for k in range(left[0] + 1, i))
+        nearer = clause[i].start - clause[left[0]].end < clause[right[0]].start - clause[i].end
+        return left if verb_between or nearer else right
+    return left or right
+
+
+def _heads_left(
+    clause: list[Phrase], i: int, quality: str, table: dict[tuple[str, str], tuple[Composite, ...]]
+) -> list[int]:
+    found: list[int] = []
+    for j in range(i - 1, -1, -1):
+        other = clause[j]
+        if clause[i].start - other.end > REACH or ("ends" in other.roles and "verb" not in other.roles):
+            break
+        meanings = _meanings(other, quality, table)
+        if meanings:
+            found.append(j)
+            if any(m.certainty is not ABSENT for m in meanings):
+                break
+        elif "finding" in other.roles or ("quality" in other.roles and found):
+            break
     return found
 
 
-def _heads(clause: list[Phrase], i: int, quality: str, table: dict) -> list[int]:
-    """Which phrases of the clause the state at `i` is said of."""
-    here = clause[i]
-    state_is_normal = False
-    left: list[int] = []
-    for j in range(i - 1, -1, -1):
-        other = clause[j]
-        if here.start - other.end > REACH or "ends" in other.roles and "verb" not in other.roles:
-            break
-        meanings = _meanings(other, quality, table)
-        if meanings:
-            state_is_normal = all(m.certainty is ABSENT for m in meanings)
-            left.append(j)
-            if not state_is_normal:
-                break
-        elif "finding" in other.roles or ("quality" in other.roles and not state_is_normal and left):
-            break
-    right: list[int] = []
+def _heads_right(
+    clause: list[Phrase], i: int, quality: str, table: dict[tuple[str, str], tuple[Composite, ...]]
+) -> list[int]:
+    """The head of the noun phrase that the state opens; a finding in it ("calcified hilar nodes") outweighs a place."""
+    found: list[int] = []
     for j in range(i + 1, len(clause)):
-        other = clause[j]
-        if other.start - here.end > REACH // 2 or "verb" in other.roles or "ends" in other.roles:
+        other, roles = clause[j], clause[j].roles
+        if other.start - clause[i].end > REACH // 2 or "verb" in roles or "ends" in roles or "negates_near" in roles:
             break
-        if "negates_near" in other.roles or ("quality" in other.roles and "finding" not in other.roles):
-            break
+        if "quality" in roles and "finding" not in roles and "head" not in roles:
+            if found or "and" not in clause[j - 1].roles:
+                break
+            continue
         meanings = _meanings(other, quality, table)
         if meanings:
-            right.append(j)
-            if not all(m.certainty is ABSENT for m in meanings):
-                break
-        elif "finding" in other.roles or "comma" in other.roles:
+            normal = all(m.certainty is ABSENT for m in meanings)
+            if "finding" in roles and not normal:
+                return [j]
+            if not found or normal:
+                found.append(j)
+        elif "finding" in roles or "comma" in roles:
             break
-    if right and left:
-        gap_left = here.start - clause[left[0]].end
-        gap_right = clause[right[0]].start - here.end
-        verb_between = any("verb" in clause[k].roles for k in range(left[0] + 1, i))
-        return left if verb_between or gap_left < gap_right else right
-    return left or right
+    return found
 
 
 def _negated_state(clause: list[Phrase], i: int, p: Phrase) -> bool:
@@ -232,7 +243,7 @@ def _cue_before(clause: list[Phrase], i: int, role: str) -> int | None:
     blockers = "ends" if role != "hedges_after" else "ends_hedge"
     for j in range(i - 1, -1, -1):
         roles = clause[j].roles
-        if role in roles and "unaffected" not in roles:
+        if (role in roles or (role == "negates_after" and "negates_near" in roles)) and "unaffected" not in roles:
             return j
         if blockers in roles or roles.get("asserts") in ("there is", "there are"):
             return None
@@ -245,6 +256,8 @@ def _certainty(r: Reading, clause: list[Phrase]) -> None:
     first = next((k for k, p in enumerate(clause) if p.start >= r.start), i)
     last = max(k for k, p in enumerate(clause) if p.end <= r.end)
     negation = _cue_before(clause, first, "negates_after")
+    if negation is None and first and "negates_next" in clause[first - 1].roles:
+        negation = first - 1 if r.start - clause[first - 1].end <= 1 else None
     inside = any("negates_near" in p.roles or "negates_after" in p.roles for p in clause[first : last + 1])
     if negation is not None or inside or _negated_after(clause, last):
         r.certainty = ABSENT
@@ -269,7 +282,8 @@ def _hedged_before(clause: list[Phrase], i: int) -> bool:
     if cue is None:
         return False
     between = clause[cue + 1 : i]
-    if not any("comma" in p.roles for p in between):
+    open_list = str(clause[cue].roles.get("hedges_after", "")).startswith(_OPEN_LISTS)
+    if open_list or not any("comma" in p.roles for p in between):
         return True
     return any("or" in p.roles or "versus" in str(p.roles.get("hedges_after", "")) for p in clause[cue + 1 :])
 
