@@ -156,13 +156,13 @@ def agreement_scores(prefix: str, predicted: np.ndarray, truth: np.ndarray, note
         predicted, truth: (N, L) bool.
     """
     sums = counts_of(predicted, truth)  # (N, 3 L)
-    supported = truth.any(axis=0)
+    supported = int(truth.any(axis=0).sum())
     total = sums.sum(axis=0)
     scores = []
     for kind in ("micro", "macro"):
         for position, name in enumerate(("precision", "recall", "f1")):
-            finish = _finish(position, kind, supported)
-            signature = f"{prefix}_{name}_{kind}|{note}|positive:present or uncertain|labels:{int(supported.sum())}"
+            finish = _finish(position, kind)
+            signature = f"{prefix}_{name}_{kind}|{note}|positive:present or uncertain|labels:{supported} of {truth.shape[1]}"
             scores.append(Score(f"{prefix}_{name}_{kind}", float(finish(total)), finish(sums), sums, finish, signature))
     return scores
 
@@ -180,9 +180,11 @@ def rates(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return precision, recall, np.nan_to_num(ratio(2 * hit, 2 * hit + false + missed))
 
 
-def _finish(position: int, kind: str, supported: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def _finish(position: int, kind: str) -> Callable[[np.ndarray], np.ndarray]:
     def macro(sums: np.ndarray) -> np.ndarray:
-        return rates(sums)[position][..., supported].mean(axis=-1) if supported.any() else np.full(sums.shape[:-1], np.nan)
+        hit, _, missed = np.split(sums, 3, axis=-1)
+        supported = hit + missed > 0  # a resample may hold no positive of a rare label: it then has no say
+        return ratio(np.where(supported, rates(sums)[position], 0.0).sum(axis=-1), supported.sum(axis=-1))
 
     def micro(sums: np.ndarray) -> np.ndarray:
         pooled = np.stack([part.sum(axis=-1) for part in np.split(sums, 3, axis=-1)], axis=-1)  # (..., 3)

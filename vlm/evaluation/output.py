@@ -19,7 +19,8 @@ from vlm.evaluation.result import Comparison, Evaluation, SystemResult
 WIDTH = 100
 MAIN = ("bleu1", "bleu2", "bleu3", "bleu4", "rougeL", "meteor", "cider")
 CLINICAL = ("finding_f1_micro", "finding_f1_macro", "coded_f1_micro", "coded_f1_macro", "false_statements", "omissions", "laterality")
-COMPARED = ("bleu4", "rougeL", "meteor", "cider", "finding_f1_micro", "finding_f1_macro", "coded_f1_macro")
+SPANS = ("bleu4", "rougeL", "cider", "finding_f1_micro", "finding_f1_macro", "coded_f1_macro")
+COMPARED = ("bleu4", "cider", "finding_f1_macro", "coded_f1_macro")
 SHORT = {
     "finding_f1_micro": "F1 micro", "finding_f1_macro": "F1 macro", "coded_f1_micro": "coded micro", "coded_f1_macro": "coded macro",
     "false_statements": "false", "omissions": "omitted", "laterality": "side",
@@ -65,11 +66,15 @@ def _scores_table(
 
 
 def _label(system: SystemResult) -> str:
-    return f"  {system.name}" if system.floor else system.name
+    return f"  {_short(system.name)}" if system.floor else _short(system.name)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"
 
 
 def _interval_table(result: Evaluation) -> tuple[str, list[str], list[list[str]]]:
-    names = [name for name in COMPARED if name in result.systems[0].intervals]
+    names = [name for name in SPANS if name in result.systems[0].intervals]
     rows = []
     for system in result.systems:
         if not system.intervals:
@@ -95,7 +100,7 @@ def _comparison_table(comparisons: Sequence[Comparison], new: bool) -> tuple[str
                 verdict = "undefined"
             span = f"{show(gap.interval.low)} to {show(gap.interval.high)}"
             p = "" if gap.p_holm is None else show(gap.p_holm, 4)
-            rows.append([f"{comparison.first} - {comparison.second}", SHORT.get(name, name), show(gap.value), span, verdict, p])
+            rows.append([f"{_short(comparison.first)} - {_short(comparison.second)}", SHORT.get(name, name), show(gap.value), span, verdict, p])
     where = "new studies" if new else "all studies"
     title = f"Paired differences, {where} (approximate randomisation, Holm over the pairs of a metric)"
     return title, ["", "metric", "difference", "interval", "", "p (Holm)"], rows
@@ -158,7 +163,7 @@ def print_tables(result: Evaluation, console: Console, verbose: bool = True) -> 
         console.print(title, style="bold", markup=False, highlight=False)
         table = Table(box=None, padding=(0, 1), show_edge=False)
         for place, name in enumerate(header):
-            table.add_column(name, justify="left" if place == 0 else "right", overflow="fold", no_wrap=place > 0)
+            table.add_column(name, justify="left" if place == 0 else "right", overflow="ellipsis", no_wrap=True)
         for row in rows:
             table.add_row(*(cell.replace("[", "\\[") for cell in row))
         console.print(table)
