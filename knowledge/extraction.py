@@ -161,6 +161,7 @@ def label_mentions(mentions: Iterable[Mention], graph: KnowledgeGraph, view: str
         KnowledgeError: no such view.
     """
     labels_of = graph.label_of(view)
+    surgery = graph.descendants("postsurgical_change") if "postsurgical_change" in graph.concepts else frozenset()
     best: dict[str, Certainty] = {}
     spoken, outside = False, None
     for m in mentions:
@@ -170,6 +171,8 @@ def label_mentions(mentions: Iterable[Mention], graph: KnowledgeGraph, view: str
         if m.concept in ("normal", "other_finding"):
             continue
         labels = labels_of.get(m.concept)
+        if labels is None and m.concept in surgery:
+            continue  # traces of surgery alone leave a study normal
         if labels is None:
             outside = m.certainty if outside is None or _RANK[m.certainty] > _RANK[outside] else outside
             continue
@@ -185,9 +188,8 @@ def _with_rest(
     best: dict[str, Certainty], outside: Certainty | None, graph: KnowledgeGraph, view: str
 ) -> dict[str, Certainty]:
     """Adds the two labels that follow from all others: "normal" and "other finding"."""
-    said = [c for c in best.values() if c is not ABSENT]
     others = outside
-    if view in OTHER_ONLY_ALONE and said:
+    if view in OTHER_ONLY_ALONE and PRESENT in best.values():
         others = ABSENT
     worst = max([*best.values(), outside or ABSENT], key=_RANK.__getitem__)
     normal = {PRESENT: ABSENT, UNCERTAIN: UNCERTAIN, ABSENT: PRESENT}[worst]

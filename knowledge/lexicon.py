@@ -59,6 +59,8 @@ class Lexicon:
             for term in graph.terms(c.id):
                 role = {Kind.FINDING: "finding", Kind.ANATOMY: "place", Kind.ATTRIBUTE: "attribute"}[c.kind]
                 self._phrases.append((term, role, c.id))
+                if term in c.adjectives:
+                    self._phrases.append((term, "adjective", c.id))
         self._phrases += [(word, "generic", word) for word in GENERIC]
         self._read_composites(resources / "composites.tsv", graph)
         for _, role, phrases in _lines(resources / "cues.tsv"):

@@ -17,6 +17,8 @@ from knowledge.ontology import Certainty
 
 PRESENT, ABSENT, UNCERTAIN = Certainty.PRESENT, Certainty.ABSENT, Certainty.UNCERTAIN
 UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0}
+_STOPS_NOUN_PHRASE = frozenset({"verb", "ends", "negates_near", "asserts", "hedges_after", "negates_after"})
+_CROSS_VERBS = ("tip",)  # "the tip is in the superior vena cava" says the same as "tip in the superior vena cava"
 REACH = 12  # words between a state and what it is said of
 _CHANGES = ("new", "unchanged", "increased_change", "decreased_change", "removed", "past")
 _OPEN_LISTS = ("differential", "consideration", "includes")  # what follows is a list of possibilities to its end
@@ -34,7 +36,11 @@ class Phrase:
 
 @dataclass(slots=True)
 class Reading:
-    """A mention before its offsets are known; words [start, end), `core` is where scope is measured."""
+    """A mention before its offsets are known: words [start, end), phrase `index` of its clause.
+
+    `fixed`: the certainty is not for cues to change. `head`: (concept, start, end) of the finding that a composite is about;
+    where the state is denied (`inside`: "a nodule that is not calcified"), the head itself stays said.
+    """
 
     concept: str
     start: int
@@ -47,6 +53,8 @@ class Reading:
     attributes: list[str] = field(default_factory=list)
     measure_mm: float | None = None
     change: str | None = None
+    head: tuple[str, int, int] | None = None
+    inside: bool = False
 
 
 def readings(words: list[str], phrases: list[Phrase], lexicon: Lexicon) -> list[Reading]:
@@ -63,12 +71,13 @@ def readings(words: list[str], phrases: list[Phrase], lexicon: Lexicon) -> list[
     out: list[Reading] = []
     for clause in clauses(phrases):
         found = _composites(clause, lexicon)  # first: a phrase that a composite took is no finding of its own
-        found += _findings(clause) + _nothing_wrong(clause)
+        found += _findings(clause) + _nothing_wrong(clause, lexicon)
         found.sort(key=lambda r: (r.start, r.end))
         for r in found:
             if not r.fixed:
                 _certainty(r, clause)
             _change(r, clause)
+        found += [Reading(*r.head, r.index) for r in found if r.head and r.certainty is ABSENT and r.inside]
         targets = [r for r in found if r.concept != "normal"]
         _attach(clause, targets)
         _measures(clause, words, targets)
@@ -110,7 +119,7 @@ def _new_statement(phrases: list[Phrase], i: int) -> bool:
             return True
         if first and "negates_after" in roles and "negates_before" not in roles:
             return True
-        if "verb" in roles or "negates_near" in roles or "quality" in roles:
+        if "verb" in roles or "negates_near" in roles or ("quality" in roles and "finding" not in roles):
             if subject:
                 return "exists" not in _next_roles(phrases, j)
         if "finding" in roles or "place" in roles or "head" in roles:
@@ -148,11 +157,12 @@ def _composites(clause: list[Phrase], lexicon: Lexicon) -> list[Reading]:
                     continue
                 r = Reading(composite.concept, min(p.start, head.start), max(p.end, head.end), i, composite.certainty)
                 r.fixed = fixed
-                if not fixed:
-                    r.place = head.roles.get("place")
-                    r.side = _side_in(r.place) if r.place else None
-                    p.used = True
-                    head.used = head.used or "finding" in head.roles or r.place is not None
+                if "finding" in head.roles:
+                    r.head = (head.roles["finding"], head.start, head.end)
+                r.place = head.roles.get("place")
+                r.side = _side_in(r.place) if r.place else None
+                p.used = p.used or not fixed
+                head.used = head.used or "finding" in head.roles or r.place is not None
                 out.append(r)
     return out
 
@@ -183,7 +193,7 @@ def _heads_left(
         if clause[i].start - other.end > REACH or ("ends" in other.roles and "verb" not in other.roles):
             break
         meanings = _meanings(other, quality, table)
-        if meanings:
+        if meanings and not ("adjective" in other.roles and clause[i].start - other.end > 2):
             found.append(j)
             if any(m.certainty is not ABSENT for m in meanings):
                 break
@@ -195,26 +205,30 @@ def _heads_left(
 def _heads_right(
     clause: list[Phrase], i: int, quality: str, table: dict[tuple[str, str], tuple[Composite, ...]]
 ) -> list[int]:
-    """The head of the noun phrase that the state opens; a finding in it ("calcified hilar nodes") outweighs a place."""
-    found: list[int] = []
+    """The heads of the noun phrase that the state opens; a noun ("calcified hilar nodes") outweighs an adjective."""
+    nouns: list[int] = []
+    adjectives: list[int] = []
+    takes_adjectives = "finding" in clause[i].roles  # "calcified hilar XXXX", but not "increased pulmonary markings"
     for j in range(i + 1, len(clause)):
         other, roles = clause[j], clause[j].roles
-        if other.start - clause[i].end > REACH // 2 or "verb" in roles or "ends" in roles or "negates_near" in roles:
-            break
-        if "quality" in roles and "finding" not in roles and "head" not in roles:
-            if found or "and" not in clause[j - 1].roles:
+        if other.start - clause[i].end > REACH // 2 or not _STOPS_NOUN_PHRASE.isdisjoint(roles):
+            if not ("verb" in roles and quality in _CROSS_VERBS):
                 break
             continue
-        meanings = _meanings(other, quality, table)
-        if meanings:
-            normal = all(m.certainty is ABSENT for m in meanings)
-            if "finding" in roles and not normal:
-                return [j]
-            if not found or normal:
-                found.append(j)
+        if "quality" in roles and not {"finding", "head", "attribute"} & roles.keys():
+            if nouns or adjectives or "and" not in clause[j - 1].roles:
+                break
+            continue
+        if _meanings(other, quality, table):
+            if "adjective" not in roles:
+                nouns.append(j)
+            elif takes_adjectives:
+                adjectives.append(j)
         elif "finding" in roles or "comma" in roles:
             break
-    return found
+    if nouns and any(m.certainty is not ABSENT for m in _meanings(clause[nouns[0]], quality, table)):
+        nouns = [j for j in nouns if j == nouns[0] or "finding" in clause[i].roles]
+    return nouns or adjectives[:1]
 
 
 def _negated_state(clause: list[Phrase], i: int, p: Phrase) -> bool:
@@ -227,22 +241,30 @@ def _negated_state(clause: list[Phrase], i: int, p: Phrase) -> bool:
     )
 
 
-def _nothing_wrong(clause: list[Phrase]) -> list[Reading]:
-    """ "No acute abnormality": a denied generic word says that the study is normal, unless it is said of one part only."""
+def _nothing_wrong(clause: list[Phrase], lexicon: Lexicon) -> list[Reading]:
+    """A denied generic word: "no acute abnormality" says that the study is normal, "no bony abnormality" that bones are."""
     out = []
     for i, p in enumerate(clause):
-        if "generic" in p.roles and "finding" not in p.roles:
-            cue = _cue_before(clause, i, "negates_after")
-            if cue is not None and not any("finding" in q.roles for q in clause[cue:i]):
-                out.append(Reading("normal", clause[cue].start, p.end, i, PRESENT, True))
+        if "generic" not in p.roles or "finding" in p.roles:
+            continue
+        cue = _cue_before(clause, i, "negates_after")
+        if cue is None or any("finding" in q.roles for q in clause[cue:i]):
+            continue
+        parts = [q.roles["place"] for q in clause[cue:i] if "place" in q.roles]
+        parts = [place for place in parts if (place, "normal") in lexicon.composites]
+        concepts = [c.concept for place in parts for c in lexicon.composites[(place, "normal")]] or ["normal"]
+        out += [Reading(c, clause[cue].start, p.end, i, PRESENT if c == "normal" else ABSENT, True) for c in concepts]
     return out
 
 
-def _cue_before(clause: list[Phrase], i: int, role: str) -> int | None:
-    """The nearest cue to the left of phrase `i` that reaches it."""
+def _cue_before(clause: list[Phrase], i: int, role: str, verb: bool = False) -> int | None:
+    """The nearest cue to the left of phrase `i` that reaches it; `verb`: what starts at `i` is itself a statement."""
     blockers = "ends" if role != "hedges_after" else "ends_hedge"
     for j in range(i - 1, -1, -1):
         roles = clause[j].roles
+        if "finding" in roles and verb:
+            return None  # "no effusion, the lungs are hyperinflated": the finding before the verb took the cue
+        verb = verb or ("verb" in roles and "exists" not in _next_roles(clause, j))
         if (role in roles or (role == "negates_after" and "negates_near" in roles)) and "unaffected" not in roles:
             return j
         if blockers in roles or roles.get("asserts") in ("there is", "there are"):
@@ -255,10 +277,12 @@ def _certainty(r: Reading, clause: list[Phrase]) -> None:
     i = r.index
     first = next((k for k, p in enumerate(clause) if p.start >= r.start), i)
     last = max(k for k, p in enumerate(clause) if p.end <= r.end)
-    negation = _cue_before(clause, first, "negates_after")
+    states = any("verb" in p.roles for p in clause[first : last + 1])
+    negation = _cue_before(clause, first, "negates_after", states)
     if negation is None and first and "negates_next" in clause[first - 1].roles:
         negation = first - 1 if r.start - clause[first - 1].end <= 1 else None
     inside = any("negates_near" in p.roles or "negates_after" in p.roles for p in clause[first : last + 1])
+    r.inside = inside and negation is None
     if negation is not None or inside or _negated_after(clause, last):
         r.certainty = ABSENT
     elif _hedged_before(clause, first) or _hedged_after(clause, last):
