@@ -1,8 +1,8 @@
-"""Who gets the beams: a share for every stage of meeting the terms that must appear.
+"""Who gets the beams: half go to the best, half to the stages of meeting the terms that must appear.
 
 Dynamic beam allocation (Post and Vilar 2018) gives each number of met constraints its own bank, so that a beam which has paid for a
-term isn't thrown out by one that hasn't. Departures: a term that is half written is a stage of its own, and the best continuation
-of all is always kept, so that a natural way to a term is still found when a forced one came first.
+term isn't thrown out by one that hasn't. Departures: a term that is half written is a stage of its own; and only every second beam
+is taken from the banks, because a search whose beams all pay for terms early finds no natural place for them later.
 
 Shapes: `B` studies, `X` offers, `C` kept.
 """
@@ -16,7 +16,8 @@ from torch import Tensor
 def share_out(scores: Tensor, levels: Tensor, max_level: int, keep: int) -> Tensor:
     """Indices of the offers to keep, in the order in which they are taken.
 
-    First the best of all, then the best of the highest level, of the next, ... then the second best of each, and so on.
+    By turns the next best of all, and the next of the banks: the best of the highest level, of the next, ..., then the second best
+    of each, and so on. An offer whose turn comes twice is taken once.
 
     Args:
         scores: (B, X); -1e8 and below can't be chosen and come last.
@@ -24,19 +25,18 @@ def share_out(scores: Tensor, levels: Tensor, max_level: int, keep: int) -> Tens
         keep: C.
 
     Returns:
-        (B, min(C, X)) int64.
+        (B, min(C, X)) int64; the first is the best of all.
     """
     keep = min(keep, scores.shape[1])
-    # A level never gives more than C, and the C best of each level are among the C * levels best only by level: rank all.
-    order = scores.argsort(dim=1, descending=True)
+    sorted_scores, order = scores.sort(dim=1, descending=True)
     sorted_levels = levels.gather(1, order)
-    usable = scores.gather(1, order) > -1.0e8
+    usable = sorted_scores > -1.0e8
     stages = max_level + 1
-    one_hot = torch.nn.functional.one_hot(sorted_levels, stages).masked_fill_(~usable[..., None], 0)  # (B, X, stages)
-    rank = one_hot.cumsum(1).gather(2, sorted_levels[..., None]).squeeze(-1) - 1  # (B, X)
-    key = rank * stages + (max_level - sorted_levels)
-    key[:, 0] = -1
-    # What can't be chosen keeps its order by score behind everything else.
-    tail = torch.arange(key.shape[1], device=key.device) + key.shape[1] * stages
-    key = key.where(usable, tail)
+    one_hot = torch.nn.functional.one_hot(sorted_levels, stages)  # (B, X, stages)
+    rank = one_hot.cumsum(1).gather(2, sorted_levels[..., None]).squeeze(-1) - 1  # (B, X) within its level
+    turn = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    bank_turn = (rank * stages + (max_level - sorted_levels)).masked_fill(~usable, scores.shape[1] * stages + stages)
+    by_bank = bank_turn.argsort(dim=1, stable=True)
+    position = torch.empty_like(by_bank).scatter_(1, by_bank, turn)
+    key = torch.minimum(2 * turn, 2 * position + 1).where(usable, 2 * turn + 2 * order.shape[1])
     return order.gather(1, key.argsort(dim=1)[:, :keep])

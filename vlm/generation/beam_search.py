@@ -27,6 +27,9 @@ from vlm.types import InputError
 NEVER = -1.0e9
 """Score of what can't be chosen; transformers' value, so that sums round alike."""
 
+UNMET = -1.0e6
+"""What each unmet constraint takes from a finished answer's place in the order; not from its score."""
+
 SPARE = 16
 """Tokens that a beam offers beyond what plain search can use, so that a few forbidden ones seldom mean a second look."""
 
@@ -204,6 +207,7 @@ class _Beams:
         if self.step + 1 == self.settings.max_new_tokens:
             hits = torch.ones_like(hits)
         hits = hits | (offers.scores == -math.inf)
+        self._close_dead_ends(offers)
         running = offers.scores + hits * NEVER
         order = self._run_order(running)[:, :width]
         kept = offers.pick(order)
@@ -235,13 +239,13 @@ class _Beams:
             values, tokens = logits.topk(count, dim=-1)  # (B, K, M)
             if self.tracker is None or self.tracked is None:
                 break
-            extra = self.tracker.advancing(self.tracked)  # (B, K, A), -1 for none
+            extra = self.tracker.advancing(self.tracked, self.step)  # (B, K, A), -1 for none
             if extra is not None:
                 value = logits.gather(-1, extra.clamp(min=0))
                 new = (extra >= 0) & (value < values[..., -1:])
                 values = torch.cat([values, value.masked_fill(~new, -math.inf)], -1)
                 tokens = torch.cat([tokens, extra.clamp(min=0)], -1)
-            tracked, allowed, banned = self.tracker.advance(self.tracked, tokens, self.step)
+            tracked, allowed, banned = self.tracker.advance(self.tracked, tokens, values - total, self.step)
             lost = banned[..., :count].sum(-1).where(self.scores > NEVER / 2, 0)
             if count == vocabulary or int(lost.max()) <= count - wanted:
                 break
@@ -287,7 +291,7 @@ class _Beams:
         unmet = torch.zeros_like(offers.tokens)
         if self.tracker is not None and offers.tracked is not None:
             unmet = self.tracker.unmet(offers.tracked, ~self.ends[offers.tokens])
-            scores = scores + self.tracker.count(unmet) * (NEVER / 1e3)
+            scores = scores + self.tracker.count(unmet) * UNMET
         full = self.finished.all(-1, keepdim=True) & (settings.early_stopping is True)
         scores = scores + (full | ~self.hopeful | ~ended) * NEVER
         scores, order = torch.cat([self.finished_scores, scores], 1).topk(settings.num_beams)
@@ -301,6 +305,22 @@ class _Beams:
         self.finished_lengths = torch.cat([self.finished_lengths, lengths], 1).gather(1, order)
         self.finished_unmet = torch.cat([self.finished_unmet, unmet], 1).gather(1, order)
         self.finished = torch.cat([self.finished, ended], 1).gather(1, order)
+
+    def _close_dead_ends(self, offers: _Offers) -> None:
+        """Where no beam can go on and nothing is finished, the best beam as it stands is the answer."""
+        dead = (offers.scores == -math.inf).all(1) & ~self.finished.any(1)
+        if self.step == 0 or self.tracker is None or self.tracked is None or not bool(dead.any()):
+            return
+        best = self.scores.argmax(1)
+        rows = torch.arange(len(best), device=best.device)
+        self.finished[dead, 0] = True
+        self.finished_tokens[dead, 0] = self.tokens[rows, best][dead]
+        self.finished_lengths[dead, 0] = self.step
+        self.finished_logprobs[dead, 0] = self.logprobs[rows, best][dead]
+        unmet = self.tracker.unmet(self.tracked, torch.ones_like(self.tracked.met, dtype=torch.bool))[rows, best]
+        self.finished_unmet[dead, 0] = unmet[dead]
+        scores = self.scores[rows, best].double() / self.step**self.settings.length_penalty
+        self.finished_scores[dead, 0] = (scores + self.tracker.count(unmet) * UNMET)[dead]
 
     def _judge_hope(self) -> None:
         """Whether the best running beam could still beat the worst finished answer (transformers' heuristics)."""
@@ -320,7 +340,7 @@ class _Beams:
         """The finished answers of each study, best first."""
         scores = self.finished_scores
         if self.tracker is not None:
-            scores = scores - self.tracker.count(self.finished_unmet) * (NEVER / 1e3)
+            scores = scores - self.tracker.count(self.finished_unmet) * UNMET
         found: list[list[Candidate]] = []
         for study in range(len(scores)):
             rows = []

@@ -41,10 +41,11 @@ class CompiledConstraints:
         hard: how many of them are hard.
         weights: (Q,) float64, added to the score once the set's bit is set; 0 for hard ones.
         asserted: bits that count in an assertion only.
-        begin: for a state after a space and for any other, tokens that begin a term: (token, bits).
+        begin: tokens that begin a term, (token, bits): inside a sentence without and with white space before it, then at a
+            sentence's start likewise.
         carry_on: state -> tokens that go on with a term: (token, bits).
         rest: state -> bit number -> tokens that the term still takes.
-        cost: (hard,) int64, tokens that a set takes from its beginning.
+        cost: (hard, 2) int64, tokens that a set takes from its beginning: a leading space included, and behind white space.
         stop_token: writes a full stop; None when the tokenizer has none.
         left_out: hard sets that don't fit into the length.
     """
@@ -60,7 +61,7 @@ class CompiledConstraints:
     hard: int
     weights: np.ndarray
     asserted: int
-    begin: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
+    begin: tuple[tuple[tuple[int, int], ...], ...]
     carry_on: dict[int, tuple[tuple[int, int], ...]]
     rest: dict[int, dict[int, int]]
     cost: np.ndarray
@@ -85,7 +86,7 @@ def compile_constraints(constraints: Constraints, tokenizer: Any, max_new_tokens
     hard = [entry for entry in constraints.must_appear if entry.weight is None]
     soft = [entry for entry in constraints.must_appear if entry.weight is not None]
     spellings = {entry.name: _spellings(entry, forbidden, table) for entry in hard}
-    costs = {entry.name: _cost(spellings[entry.name], table) for entry in hard}
+    costs = {entry.name: (_cost(spellings[entry.name], table, b" "), _cost(spellings[entry.name], table, b"")) for entry in hard}
     hard, left_out = _fitting(hard, costs, max_new_tokens, strict)
     soft_not = [entry for entry in constraints.must_not_assert if entry.weight is not None]
     sets = [*hard, *soft, *soft_not]
@@ -117,10 +118,10 @@ def compile_constraints(constraints: Constraints, tokenizer: Any, max_new_tokens
         hard=len(hard),
         weights=np.array(weights, dtype=np.float64),
         asserted=sum(1 << bit for bit, entry in enumerate(sets) if entry.asserted or bit >= len(hard) + len(soft)),
-        begin=(_beginnings(forcing, table, False), _beginnings(forcing, table, True)),
+        begin=tuple(_beginnings(forcing, table, lead, first) for first in (False, True) for lead in (b" ", b"")),
         carry_on=carry_on,
         rest=rest,
-        cost=np.array([costs[entry.name] for entry in hard], dtype=np.int64),
+        cost=np.array([costs[entry.name] for entry in hard], dtype=np.int64).reshape(-1, 2),
         stop_token=stop,
         left_out=left_out,
     )
@@ -151,26 +152,33 @@ def _spellings(entry: TermSet, forbidden: list[bytes], table: TokenTable) -> lis
     return free
 
 
-def _cost(terms: list[bytes], table: TokenTable) -> int:
-    """Tokens of the shortest way to write one of the terms, from wherever the text stands."""
-    return max(min(len(table.greedy(lead + term) or ()) for term in terms) for lead in (b"", b" "))
+def _cost(terms: list[bytes], table: TokenTable, lead: bytes) -> int:
+    """Tokens of the shortest way to write one of the terms behind `lead`, at a sentence's start or inside one."""
+
+    def shortest(first: bool) -> int:
+        texts = [lead + (term[:1].upper() + term[1:] if first else term) for term in terms]
+        return min(len(table.greedy(text) or table.greedy(lead + term) or ()) for text, term in zip(texts, terms, strict=True))
+
+    return max(shortest(False), shortest(True))
 
 
 def _fitting(
-    hard: list[TermSet], costs: dict[str, int], max_new_tokens: int, strict: bool
+    hard: list[TermSet], costs: dict[str, tuple[int, int]], max_new_tokens: int, strict: bool
 ) -> tuple[list[TermSet], tuple[str, ...]]:
     """The sets that fit, in their order, and the names of those that don't."""
-    kept, left_out, used = [], [], 0
+    kept: list[TermSet] = []
+    left_out: list[str] = []
     for entry in hard:
-        if used + costs[entry.name] <= max_new_tokens:
+        chosen = [costs[other.name] for other in (*kept, entry)]
+        # The first term stands at the text's start, without a space before it.
+        if sum(spaced for spaced, _ in chosen) + min(bare - spaced for spaced, bare in chosen) <= max_new_tokens:
             kept.append(entry)
-            used += costs[entry.name]
         else:
             left_out.append(entry.name)
     if left_out and strict:
+        total = sum(spaced for spaced, _ in costs.values())
         raise InputError(
-            f"required terms take {sum(costs.values())} tokens and max_new_tokens is {max_new_tokens}: "
-            f"raise it or leave out {', '.join(left_out)}"
+            f"required terms take {total} tokens and max_new_tokens is {max_new_tokens}: raise it or leave out {', '.join(left_out)}"
         )
     return kept, tuple(left_out)
 
@@ -239,19 +247,19 @@ def _going_on(term: bytes, start: int, table: TokenTable) -> Iterable[int]:
             return
 
 
-def _beginnings(forcing: dict[int, list[bytes]], table: TokenTable, after_space: bool) -> tuple[tuple[int, int], ...]:
-    """First tokens of every required term, lower case and capitalised, as the tokenizer cuts it and as the longest token does."""
+def _beginnings(forcing: dict[int, list[bytes]], table: TokenTable, lead: bytes, first: bool) -> tuple[tuple[int, int], ...]:
+    """First tokens of every required term, as the tokenizer cuts it and as the longest token does; capitalised in `first` place."""
     found: dict[int, int] = {}
-    lead = b"" if after_space else b" "
     for bit, spellings in forcing.items():
         for term in spellings:
-            for variant in {term, term[:1].upper() + term[1:]}:
-                text = lead + variant
-                options = [table.greedy(text)]
-                own = table.encode(text.decode(errors="ignore"))
-                if table.write(own) == text:
-                    options.append(own)
-                for tokens in options:
-                    if tokens:
-                        found[tokens[0]] = found.get(tokens[0], 0) | 1 << bit
+            text = lead + (term[:1].upper() + term[1:] if first else term)
+            if table.greedy(text) is None:  # a tokenizer of lower case only
+                text = lead + term
+            options = [table.greedy(text)]
+            own = table.encode(text.decode(errors="ignore"))
+            if table.write(own) == text:
+                options.append(own)
+            for tokens in options:
+                if tokens:
+                    found[tokens[0]] = found.get(tokens[0], 0) | 1 << bit
     return tuple(found.items())

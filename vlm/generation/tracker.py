@@ -33,6 +33,9 @@ PRIME = 1_099_511_628_211
 CLOSING = 2
 """Tokens kept free, where the length allows it, to end the sentence that holds the last required term."""
 
+PLAUSIBLE = -5.0
+"""Log probability from which on a required term may begin inside a sentence; at a sentence's start it always may."""
+
 
 @dataclass(slots=True)
 class Tracked:
@@ -156,25 +159,31 @@ class Tracker:
         self.is_end[ends] = True
 
     def _stack_ways(self, distinct: list[CompiledConstraints]) -> None:
-        """Tokens that carry a term on, by row; row 0 is every state outside terms."""
+        """Tokens that carry a term on and what they save, by row; a study's first two rows are for all states outside terms."""
         self.has_must = any(entry.hard for entry in distinct)
         self.max_level = 2 * max(entry.hard for entry in distinct)
         sets = max(1, max(len(entry.names) for entry in distinct))
         self.bits = torch.arange(sets, device=self.device)
         pad = lambda values, fill: [list(row) + [fill] * (sets - len(row)) for row in values]  # noqa: E731
         self.weights = self._tensor(pad([entry.weights for entry in distinct], 0.0), torch.float32)[self.which]  # (B, Q)
-        self.cost = self._tensor(pad([entry.cost for entry in distinct], 0), torch.float32)[self.which]
+        self.cost = self._tensor(pad([entry.cost[:, 0] for entry in distinct], 0), torch.float32)[self.which]
         self.hard = self._tensor([(1 << entry.hard) - 1 for entry in distinct])[self.which].masked_fill(self.free, 0)  # (B,)
-        self.total_cost = max(int(entry.cost.sum()) for entry in distinct)
+        self.total_cost = max(int(entry.cost.max(1, initial=0).sum()) for entry in distinct)
         self.asserted = self._tensor([entry.asserted & ((1 << entry.hard) - 1) for entry in distinct])[self.which]
-        rows: list[tuple[tuple[int, int], ...]] = [()]
-        saved = [[0] * sets]
+        rows: list[tuple[tuple[int, int], ...]] = []
+        saved: list[list[int]] = []
         row_of = np.zeros(int(self.term_offsets[-1]), dtype=np.int64)
         for entry, offset in zip(distinct, self.term_offsets, strict=False):
+            spaced, bare = entry.cost.T.tolist() if entry.hard else ([], [])
+            gain = [[0] * sets, [a - b for a, b in zip(spaced, bare, strict=True)] + [0] * (sets - entry.hard)]
+            row_of[offset : offset + len(entry.terms.moves)] = len(rows) + entry.terms.after_space
+            rows += [(), ()]
+            saved += gain
             for state, left in entry.rest.items():
                 row_of[offset + state] = len(rows)
                 rows.append(entry.carry_on.get(state, ()))
-                saved.append([max(0, int(entry.cost[bit]) - left[bit]) if bit in left else 0 for bit in range(sets)])
+                base = gain[int(entry.terms.after_space[state])]
+                saved.append([max(base[bit], spaced[bit] - left[bit]) if bit in left else base[bit] for bit in range(sets)])
         self.row_of = self._tensor(row_of)
         self.carry_tokens, self.carry_bits = self._ragged(rows)
         self.saved = self._tensor(saved, torch.float32)
@@ -199,24 +208,27 @@ class Tracker:
         terms, assertion = self.term_start[:, None] + zeros, self.assertion_start[:, None] + zeros
         return Tracked(terms, assertion, zeros, zeros, written)
 
-    def advance(self, state: Tracked, tokens: Tensor, step: int) -> tuple[Tracked, Tensor, Tensor]:
-        """States behind every offered token, `tokens` (B, K, M).
+    def advance(self, state: Tracked, tokens: Tensor, logprobs: Tensor, step: int) -> tuple[Tracked, Tensor, Tensor]:
+        """States behind every offered token, `tokens` and their `logprobs` (B, K, M).
 
         Returns:
             The states, (B, K, M); which offers are allowed; and which were refused for what they write (not for being late).
         """
         size = len(self.lengths)
-        tokens = tokens.where(tokens < size, 0) if int(tokens.max()) >= size else tokens
+        silent = (tokens >= size) | (self.lengths[tokens.clamp(max=size - 1)] == 0)  # special tokens: they would fill up the length
+        tokens = tokens.clamp(max=size - 1)
         terms, assertion, met = self._walk(state, self.bytes[tokens], int(self.lengths[tokens].max()))
         sentence, written, repeated = self._sentences(state, tokens)
         after = Tracked(terms, assertion, met, sentence, written)
-        banned = self.broken[assertion] | repeated
+        banned = self.broken[assertion] | repeated | silent
         missing = self.hard[:, None, None] & ~met  # (B, K, M)
         banned = banned | (self.is_end[tokens] & (missing != 0))
+        if step + 1 == self.settings.max_new_tokens:
+            banned = banned | (self._breaks_at_end(after) & ~self.is_end[tokens])
         banned = banned & ~self.free[:, None, None]
         allowed = ~banned
         if self.has_must:
-            allowed = self._in_time(after, missing, allowed, step)
+            allowed = self._in_time(after, missing, allowed, self._apt(state, after, logprobs), step)
         return after, allowed, banned
 
     def _walk(self, state: Tracked, pieces: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,9 +253,9 @@ class Tracker:
         shape = tokens.shape
         written = state.written[:, :, None].expand(*shape, -1)
         sentence = state.sentence[:, :, None].expand(shape)
-        if not self.remembers:
-            return sentence, written, torch.zeros_like(tokens, dtype=torch.bool)
         sentence = sentence * self.token_power[tokens] + self.token_hash[tokens]
+        if not self.remembers:
+            return sentence.masked_fill(self.ends_sentence[tokens], 0), written, torch.zeros_like(tokens, dtype=torch.bool)
         closes = self.ends_sentence[tokens] & (sentence != 0)
         repeated = closes & (written == sentence[..., None]).any(-1) & self.no_repeat[:, None, None]
         shifted = torch.cat([sentence[..., None], written[..., :-1]], -1)
@@ -256,40 +268,60 @@ class Tracker:
         cost = self.cost.view(len(self.cost), *[1] * (missing.dim() - 1), -1)
         need = (open_sets * cost).sum(-1)
         usable = ~self.negated[state.assertion] | ((missing & self.asserted.view(-1, *[1] * (missing.dim() - 1))) == 0)
-        saved = (self.saved[self.row_of[state.terms]] * open_sets).amax(-1)
-        return need - saved * usable + (~usable).float()
+        # One of the missing terms goes on from here; the others begin behind a space.
+        saved = self.saved[self.row_of[state.terms]].masked_fill(open_sets == 0, -1e9).amax(-1)
+        return torch.where(missing == 0, 0.0, torch.where(usable, need - saved, need + 1))
 
-    def _in_time(self, after: Tracked, missing: Tensor, allowed: Tensor, step: int) -> Tensor:
-        """Refuse offers behind which the missing terms no longer fit, unless that refuses all of a beam's."""
+    def _apt(self, before: Tracked, after: Tracked, logprobs: Tensor) -> Tensor:
+        """Offers (B, K, M) that don't begin a missing required term where the model finds it absurd."""
+        missing = (self.hard[:, None] & ~before.met & ~self.inside[before.terms])[:, :, None]
+        begins = missing & (self.inside[after.terms] | self._pending(after))
+        return (begins == 0) | (logprobs >= PLAUSIBLE) | (before.sentence == 0)[:, :, None]
+
+    def _in_time(self, after: Tracked, missing: Tensor, allowed: Tensor, apt: Tensor, step: int) -> Tensor:
+        """Refuse offers behind which the missing terms no longer fit, each in a sentence of its own if the length allows that.
+
+        Of the rules below, each beam follows the first that leaves it an offer.
+        """
         left = self.settings.max_new_tokens - step - 1  # tokens behind this one
-        reserve = max(0, min(CLOSING, self.settings.max_new_tokens - self.total_cost - 1))
-        if left > self.total_cost + 1 + reserve:
-            return allowed
-        missing = missing & ~self._pending(after)
-        need = self._need(after, missing)
-        for slack in (reserve, 0):
-            fits = allowed & ((need <= left - slack) | (missing == 0))
-            allowed = torch.where(fits.any(-1, keepdim=True), fits, allowed)
-        return allowed
+        rules = [allowed & apt]
+        if left <= self.total_cost + self.max_level // 2 + 1 + CLOSING:
+            missing = missing & ~self._pending(after)
+            need = self._need(after, missing)
+            stops = ((missing[..., None] >> self.bits) & 1).sum(-1) - (after.sentence == 0).long()
+            in_comfort = (need + stops + CLOSING <= left) | (missing == 0)
+            in_time = (need <= left) | (missing == 0)
+            rules = [allowed & apt & in_comfort, allowed & in_comfort, allowed & in_time, *rules]
+        chosen = allowed
+        for rule in reversed(rules):
+            chosen = torch.where(rule.any(-1, keepdim=True), rule, chosen)
+        return chosen
 
     def _pending(self, state: Tracked) -> Tensor:
         """Bits of the terms that end here, if a boundary follows."""
         return self.meets[state.terms] & self.counts[state.assertion]
 
-    def advancing(self, state: Tracked) -> Tensor | None:
-        """Tokens that begin or carry on a missing required term, (B, K, A), -1 for none."""
+    def _breaks_at_end(self, state: Tracked) -> Tensor:
+        """Whether a text that ends here asserts what it must not."""
+        events_width, classes_width = self.assertion_shape
+        move = (state.assertion * events_width + self.events[state.terms]) * classes_width + STOP
+        return self.broken[self.assertion_moves[move].long()]
+
+    def advancing(self, state: Tracked, step: int) -> Tensor | None:
+        """Tokens that begin or carry on a missing required term, or end the sentence before it; (B, K, A), -1 for none."""
         if not self.has_must:
             return None
         missing = self.hard[:, None] & ~(state.met | self._pending(state))  # (B, K)
         blocked = self.negated[state.assertion]
         usable = torch.where(blocked, missing & ~self.asserted[:, None], missing)
         row = self.row_of[state.terms]
-        begin = self.which[:, None] * 2 + self.after_space[state.terms].long()
+        begin = self.which[:, None] * 4 + 2 * (state.sentence == 0).long() + self.after_space[state.terms].long()
         tokens = torch.cat([self.carry_tokens[row], self.begin_tokens[begin]], -1)
         bits = torch.cat([self.carry_bits[row], self.begin_bits[begin]], -1)
         tokens = tokens.masked_fill((bits & usable[..., None]) == 0, -1)
-        # A required assertion can't begin inside a negation's scope: a full stop ends that.
-        stop = torch.where(blocked & (missing != 0), self.stop_token[:, None], -1)
+        # A required assertion can't begin inside a negation's scope: a full stop ends that. So it does before a late term.
+        late = self.settings.max_new_tokens - step <= self.total_cost + self.max_level // 2 + 2 + CLOSING
+        stop = torch.where((missing != 0) & (blocked | (late & (state.sentence != 0))), self.stop_token[:, None], -1)
         tokens = torch.cat([tokens, stop[..., None]], -1)
         ordered = tokens.sort(-1)[0]  # the same token twice would be two beams of one text
         twice = torch.zeros_like(ordered, dtype=torch.bool)
@@ -315,10 +347,7 @@ class Tracker:
     def unmet(self, state: Tracked, cut: Tensor) -> Tensor:
         """Bits of what answers (B, C) don't hold; `cut` marks those that end without an end token. Bit 62: a broken rule."""
         met = state.met | torch.where(cut, self._pending(state), 0)
-        events_width, classes_width = self.assertion_shape
-        move = (state.assertion * events_width + self.events[state.terms]) * classes_width + STOP
-        broken = self.broken[torch.where(cut, self.assertion_moves[move].long(), state.assertion)]
-        broken = broken & ~self.free[:, None]
+        broken = torch.where(cut, self._breaks_at_end(state), self.broken[state.assertion]) & ~self.free[:, None]
         return (self.hard[:, None] & ~met) | (broken.long() << 62)
 
     def count(self, unmet: Tensor) -> Tensor:

@@ -1,0 +1,131 @@
+"""Constraints hold in the output, whatever the model would like to write."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from generation_text import appears, byte_level, draw_prompt, random_model, sentence_piece
+
+from vlm.generation.beam_search import BeamSettings, beam_search
+from vlm.generation.compiling import compile_constraints
+from vlm.generation.constraints import Constraints, TermSet
+from vlm.types import InputError
+
+CONCEPTS = (
+    TermSet("cardiomegaly", ("cardiomegaly", "enlarged heart", "heart is enlarged")),
+    TermSet("effusion", ("pleural effusion", "effusions")),
+    TermSet("pneumothorax", ("pneumothorax",)),
+    TermSet("mass", ("mass", "tumour")),
+    TermSet("edema", ("edema", "vascular congestion")),
+    TermSet("scoliosis", ("scoliosis",)),
+)
+TOKENIZERS = {"byte": byte_level, "piece": sentence_piece}
+
+
+def settings(width: int, length: int, **more: object) -> BeamSettings:
+    return BeamSettings(num_beams=width, max_new_tokens=length, eos_token_ids=(2,), pad_token_id=0, **more)
+
+
+def text_of(kind: str, tokens: tuple[int, ...]) -> str:
+    pieces = TOKENIZERS[kind]().decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return " " + pieces
+
+
+@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("kind", ["byte", "piece"])
+def test_every_required_concept_appears(kind: str, seed: int) -> None:
+    draw = random.Random(seed)
+    model, tokenizer = random_model(kind), TOKENIZERS[kind]()
+    chosen = tuple(draw.sample(CONCEPTS, draw.randint(1, 5)))
+    least = int(compile_constraints(Constraints(must_appear=chosen), tokenizer, 1000).cost.max(1).sum())
+    length = least + draw.choice([0, 1, 3, 30])
+    compiled = compile_constraints(Constraints(must_appear=chosen), tokenizer, length)
+    assert compiled.left_out == ()
+    prompt = draw_prompt(model, 3, draw)
+    for candidates in beam_search(
+        model, settings(draw.choice([1, 2, 4, 8]), length), input_ids=prompt, constraints=[compiled] * 3
+    ):
+        assert candidates[0].unmet == ()
+        text = text_of(kind, candidates[0].tokens)
+        assert all(appears(text, concept.terms) for concept in chosen), text
+
+
+def test_what_does_not_fit_is_named() -> None:
+    tokenizer, model = byte_level(), random_model("byte")
+    compiled = compile_constraints(Constraints(must_appear=CONCEPTS), tokenizer, 6)
+    assert compiled.left_out
+    best = beam_search(model, settings(3, 6), input_ids=torch.tensor([[5]]), constraints=[compiled])[0][0]
+    assert best.unmet == compiled.left_out
+    with pytest.raises(InputError, match=r"take \d+ tokens and max_new_tokens is 6"):
+        compile_constraints(Constraints(must_appear=CONCEPTS), tokenizer, 6, strict=True)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("kind", ["byte", "piece"])
+def test_forbidden_terms_do_not_appear_when_nothing_negates(kind: str, seed: int) -> None:
+    draw = random.Random(seed)
+    model, tokenizer = random_model(kind), TOKENIZERS[kind]()
+    words = ("the", "a", "e", "no", "is", "t", "s", "in", "i", "1", "ed")
+    forbidden = TermSet("letters", tuple(draw.sample(words, 6)))
+    compiled = compile_constraints(Constraints(must_not_assert=(forbidden,)), tokenizer, 30)
+    free = beam_search(model, settings(4, 30), input_ids=draw_prompt(model, 4, draw))
+    bound = beam_search(model, settings(4, 30), input_ids=draw_prompt(model, 4, draw), constraints=[compiled] * 4)
+    assert len(free) == len(bound) == 4
+    for candidates in bound:
+        for candidate in candidates:
+            text = text_of(kind, candidate.tokens)
+            if not appears(text, ("no", "not", "without")):
+                assert not appears(text, forbidden.terms), text
+
+
+def test_search_with_a_ban_equals_bad_words_of_transformers() -> None:
+    """A ban on single-token words equals `suppress_tokens` on the same tokens: the same answers and scores."""
+    model, tokenizer = random_model("byte"), byte_level()
+    draw = random.Random(7)
+    prompt = draw_prompt(model, 3, draw)
+    marks = [token for token in range(3, len(tokenizer)) if tokenizer.decode([token]) in (" pleural", " heart", " size")]
+    compiled = compile_constraints(
+        Constraints(must_not_assert=(TermSet("x", ("zzzz",)),)), tokenizer, 20
+    )  # a constraint that never bites must change nothing
+    plain = beam_search(model, settings(4, 20), input_ids=prompt)
+    bound = beam_search(model, settings(4, 20), input_ids=prompt, constraints=[compiled] * 3)
+    assert marks
+    assert [[c.tokens for c in row] for row in plain] == [[c.tokens for c in row] for row in bound]
+
+
+def test_no_sentence_is_written_twice() -> None:
+    model, tokenizer = random_model("byte"), byte_level()
+    compiled = compile_constraints(Constraints(repeat_sentences=False), tokenizer, 60)
+    draw = random.Random(1)
+    for candidates in beam_search(model, settings(4, 60), input_ids=draw_prompt(model, 4, draw), constraints=[compiled] * 4):
+        sentences = [
+            "".join(char for char in part.lower() if char.isalnum())
+            for part in text_of("byte", candidates[0].tokens).replace("!", ".").replace("?", ".").replace("\n", ".").split(".")
+        ]
+        sentences = [sentence for sentence in sentences if sentence]
+        assert len(sentences) == len(set(sentences))
+
+
+def test_studies_of_a_batch_keep_their_own_constraints() -> None:
+    model, tokenizer = random_model("byte"), byte_level()
+    first = compile_constraints(Constraints(must_appear=CONCEPTS[:2]), tokenizer, 40)
+    second = compile_constraints(Constraints(must_appear=CONCEPTS[2:4], repeat_sentences=False), tokenizer, 40)
+    prompt = torch.tensor([[5, 9], [5, 9], [5, 9]])
+    together = beam_search(model, settings(4, 40), input_ids=prompt, constraints=[first, None, second])
+    for row, compiled in enumerate([first, None, second]):
+        alone = beam_search(model, settings(4, 40), input_ids=prompt[:1], constraints=[compiled])
+        assert [c.tokens for c in alone[0]] == [c.tokens for c in together[row]]
+
+
+def test_a_soft_weight_moves_the_score_and_no_more() -> None:
+    model, tokenizer = random_model("byte"), byte_level()
+    prompt = torch.tensor([[5, 9]])
+    strong = Constraints(must_appear=(TermSet("letter", ("a", "e", "i", "the"), weight=50.0),))
+    compiled = compile_constraints(strong, tokenizer, 20)
+    plain = beam_search(model, settings(4, 20, length_penalty=0.0), input_ids=prompt)[0][0]
+    best = beam_search(model, settings(4, 20, length_penalty=0.0), input_ids=prompt, constraints=[compiled])[0][0]
+    bonus = best.score - best.logprob
+    assert bonus == pytest.approx(50.0 if appears(text_of("byte", best.tokens), ("a", "e", "i", "the")) else 0.0, abs=1e-2)
+    assert best.score >= plain.score - 1e-3
