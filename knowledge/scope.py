@@ -153,7 +153,7 @@ def _composites(clause: list[Phrase], lexicon: Lexicon) -> list[Reading]:
             head = clause[j]
             for composite in _meanings(head, quality, table):
                 fixed = composite.certainty is ABSENT
-                if fixed and _negated_state(clause, i, p):
+                if fixed and (_negated_state(clause, i, p) or "adjective" in head.roles or _only_the_rest(clause, i)):
                     continue
                 r = Reading(composite.concept, min(p.start, head.start), max(p.end, head.end), i, composite.certainty)
                 r.fixed = fixed
@@ -173,7 +173,9 @@ def _meanings(head: Phrase, quality: str, table: dict[tuple[str, str], tuple[Com
     return tuple(dict.fromkeys(c for v in values if v is not None for c in table.get((v, quality), ())))
 
 
-def _heads(clause: list[Phrase], i: int, quality: str, table: dict[tuple[str, str], tuple[Composite, ...]]) -> list[int]:
+def _heads(
+    clause: list[Phrase], i: int, quality: str, table: dict[tuple[str, str], tuple[Composite, ...]]
+) -> list[int]:
     """Which phrases of the clause the state at `i` is said of: one, or for a normal state all that it can cover."""
     left = _heads_left(clause, i, quality, table)
     right = _heads_right(clause, i, quality, table)
@@ -241,6 +243,11 @@ def _negated_state(clause: list[Phrase], i: int, p: Phrase) -> bool:
     )
 
 
+def _only_the_rest(clause: list[Phrase], i: int) -> bool:
+    """Whether a state is said of the remainder: "the lungs are otherwise clear" denies nothing that was named before."""
+    return any(p.roles.get("ends") == "otherwise" for p in clause[:i])
+
+
 def _nothing_wrong(clause: list[Phrase], lexicon: Lexicon) -> list[Reading]:
     """A denied generic word: "no acute abnormality" says that the study is normal, "no bony abnormality" that bones are."""
     out = []
@@ -253,7 +260,10 @@ def _nothing_wrong(clause: list[Phrase], lexicon: Lexicon) -> list[Reading]:
         parts = [q.roles["place"] for q in clause[cue:i] if "place" in q.roles]
         parts = [place for place in parts if (place, "normal") in lexicon.composites]
         concepts = [c.concept for place in parts for c in lexicon.composites[(place, "normal")]] or ["normal"]
-        out += [Reading(c, clause[cue].start, p.end, i, PRESENT if c == "normal" else ABSENT, True) for c in concepts]
+        acute = [q.roles["attribute"] for q in clause[cue:i] if "attribute" in q.roles]
+        for c in concepts:
+            certainty = PRESENT if c == "normal" else ABSENT
+            out.append(Reading(c, clause[cue].start, p.end, i, certainty, True, attributes=list(acute)))
     return out
 
 

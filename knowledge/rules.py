@@ -1,0 +1,165 @@
+"""Which statements of a report cannot both hold: the rule that they break, and the two mentions.
+
+| rule | holds between |
+|---|---|
+| present_and_absent | a finding said and denied, not of different sides or places, and not denied in a narrower sense |
+| parent_absent | a finding said whose more general kind is denied ("lobar pneumonia" beside "no pneumonia") |
+| exclusive | two findings that exclude each other in the graph (low and large lung volumes) |
+| normal_beside_finding | "no abnormality" beside a finding; "no acute abnormality" only beside acute ones |
+| side_against_place | a side and a place that lies on the other side ("left middle lobe") |
+
+"No large effusion" denies a large one, so it does not contradict "small effusion"; what has resolved or is history
+contradicts nothing; an uncertain statement contradicts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from knowledge.extraction import Mention
+from knowledge.graph import KnowledgeGraph
+from knowledge.ontology import Certainty, Relation
+
+ACUTE_WEIGHT = 0.9
+"""An edge `normal excludes X` of at least this weight says that X is acute, so "no acute abnormality" excludes it too."""
+
+
+class Contradiction(NamedTuple):
+    """Two statements that cannot both hold, or one that contradicts itself.
+
+    Args:
+        rule: name, from the table in the module's docstring.
+        first, second: the mentions, in the order of the text; second is None for a statement at odds with itself.
+        message: one line for a person.
+    """
+
+    rule: str
+    first: Mention
+    second: Mention | None
+    message: str
+
+
+def contradictions(mentions: Iterable[Mention], graph: KnowledgeGraph) -> list[Contradiction]:
+    """Every contradiction among the mentions of one report.
+
+    Args:
+        mentions: from `ReportReader.read`, of one text, so that their spans are comparable.
+        graph: the graph that they were read with.
+
+    Returns:
+        Contradictions, each pair of concepts once per rule, in the order of the text.
+    """
+    said = [m for m in mentions if m.concept in graph.concepts]
+    current = [m for m in said if m.change not in ("resolved", "past")]
+    present = [m for m in current if m.certainty is Certainty.PRESENT]
+    absent = [m for m in said if m.certainty is Certainty.ABSENT and m.change not in ("resolved", "past", "new")]
+    found = [*_sides(said, graph), *_denied(present, absent, graph), *_exclusive(present, graph)]
+    seen: set[tuple[str, str, str]] = set()
+    out = []
+    for c in sorted(found, key=lambda c: (c.first.start, c.second.start if c.second else -1)):
+        key = (c.rule, c.first.concept, c.second.concept if c.second else str(c.first.start))
+        if key not in seen:
+            seen.add(key)
+            out.append(c)
+    return out
+
+
+def side_of_place(place: str, graph: KnowledgeGraph) -> str | None:
+    """The side on which a place lies: by its name, or by what it is part of ("middle_lobe" is right); None for both."""
+    queue, seen = [place], {place}
+    parts = _parts(graph)
+    while queue:
+        here = queue.pop(0)
+        for side in ("left", "right"):
+            if here.startswith(f"{side}_") and here.removeprefix(f"{side}_") in graph.concepts:
+                return side
+        for up in parts.get(here, ()):
+            if up not in seen:
+                seen.add(up)
+                queue.append(up)
+    return None
+
+
+def _parts(graph: KnowledgeGraph) -> dict[str, list[str]]:
+    parts: dict[str, list[str]] = {}
+    for e in graph.edges:
+        if e.relation is Relation.PART_OF:
+            parts.setdefault(e.source, []).append(e.target)
+    return parts
+
+
+def _sides(said: list[Mention], graph: KnowledgeGraph) -> Iterator[Contradiction]:
+    for m in said:
+        if m.place in graph.concepts and m.side in ("left", "right"):
+            side = side_of_place(str(m.place), graph)
+            if side is not None and side != m.side:
+                name = graph.concepts[str(m.place)].name
+                text = f"{m.side} {_name(m, graph)} in the {name}, which lies on the {side}"
+                yield Contradiction("side_against_place", m, None, text)
+
+
+def _denied(present: list[Mention], absent: list[Mention], graph: KnowledgeGraph) -> Iterator[Contradiction]:
+    for p in present:
+        above = graph.ancestors(p.concept)
+        for a in absent:
+            if a.concept not in above or not _same_spot(p, a, graph) or _denies_less(a, p):
+                continue
+            rule = "present_and_absent" if a.concept == p.concept else "parent_absent"
+            text = f"{_name(p, graph)} is said to be present and {_name(a, graph)} absent"
+            yield Contradiction(rule, *_ordered(p, a), text)
+
+
+def _exclusive(present: list[Mention], graph: KnowledgeGraph) -> Iterator[Contradiction]:
+    weights = {(e.source, e.target): e.weight for e in graph.edges if e.relation is Relation.EXCLUDES}
+    for i, first in enumerate(present):
+        for second in present[i + 1 :]:
+            pairs = [(a, b) for a in graph.ancestors(first.concept) for b in graph.ancestors(second.concept)]
+            weight = max((weights[p] for p in pairs if p in weights), default=0.0)
+            if not weight:
+                continue
+            normal = next((m for m in (first, second) if m.concept == "normal"), None)
+            if normal is not None:
+                other = second if normal is first else first
+                chronic = weight < ACUTE_WEIGHT or not {"old", "chronic"}.isdisjoint(other.attributes)
+                if "acute" in normal.attributes and chronic:
+                    continue
+                text = f"the study is said to be without abnormality beside {_name(other, graph)}"
+                yield Contradiction("normal_beside_finding", first, second, text)
+            elif _same_spot(first, second, graph):
+                text = f"{_name(first, graph)} and {_name(second, graph)} exclude each other"
+                yield Contradiction("exclusive", first, second, text)
+
+
+def _same_spot(a: Mention, b: Mention, graph: KnowledgeGraph) -> bool:
+    """Whether two mentions may be about the same place: not on different sides, not in places apart."""
+    sides = {s for s in (a.side, b.side) if s in ("left", "right")}
+    if len(sides) == 2:
+        return False
+    if not a.place or not b.place or a.place == b.place:
+        return True
+    return a.place in _around(b.place, graph) or b.place in _around(a.place, graph)
+
+
+def _around(place: str, graph: KnowledgeGraph) -> set[str]:
+    """A place and everything that it is part of or a kind of."""
+    out, queue, parts = {place}, [place], _parts(graph)
+    while queue:
+        here = queue.pop()
+        up = set(parts.get(here, ())) | (set(graph.ancestors(here)) if here in graph.concepts else set())
+        queue += up - out
+        out |= up
+    return out
+
+
+def _denies_less(absent: Mention, present: Mention) -> bool:
+    """Whether only a kind is denied: "no large effusion" says nothing against a small one."""
+    return bool(absent.attributes) and not set(absent.attributes) <= set(present.attributes)
+
+
+def _ordered(a: Mention, b: Mention) -> tuple[Mention, Mention]:
+    return (a, b) if a.start <= b.start else (b, a)
+
+
+def _name(m: Mention, graph: KnowledgeGraph) -> str:
+    return graph.concepts[m.concept].name
