@@ -16,11 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from knowledge.ontology import Certainty
+
+if TYPE_CHECKING:  # types is read by every verb; torch takes seconds
+    from torch import Tensor
 
 SECTIONS = ("indication", "comparison", "technique", "findings", "impression")
 """Report sections in the order in which they are written."""
@@ -189,3 +192,50 @@ class Report:
     boxes: tuple[Box, ...]
     attention: Mapping[str, np.ndarray] = field(default_factory=dict)
     unmet: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class StudyBatch:
+    """Studies as tensors, all images of one size.
+
+    Shapes: B studies, T images of all studies together, S pixels, N prompt and R report tokens, F findings, K box classes.
+
+    Args:
+        ids: `Study.id`, B of them.
+        pixel_values: (T, 1, S, S) grey in [0, 1]; None when `cached` stands for it.
+        image_study, image_slot, view: (T,) index of the image's study, its place within the study, and its view's index.
+        prompt_ids, prompt_mask: (B, N), padded on the left.
+        report_ids, report_mask: (B, R), padded on the right; R is 0 when no report is at hand.
+        report_labels: (B, R) token to be predicted at each report position; -100 takes no part.
+        report_weights: (B, R) weight of each token in the report loss.
+        finding_targets: (B, F) 1 present, 0 absent, NaN unknown.
+        boxes_xyxy, box_classes: per image (n, 4) in pixels of the model's input and (n,).
+        box_known: (T, K) True where somebody looked for this class in this image.
+        cached: image features computed earlier by frozen parts.
+    """
+
+    ids: tuple[str, ...]
+    pixel_values: Tensor | None
+    image_study: Tensor
+    image_slot: Tensor
+    view: Tensor
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    report_ids: Tensor
+    report_mask: Tensor
+    report_labels: Tensor
+    report_weights: Tensor
+    finding_targets: Tensor
+    boxes_xyxy: tuple[Tensor, ...]
+    box_classes: tuple[Tensor, ...]
+    box_known: Tensor
+    cached: CachedFeatures | None = None
+
+
+@dataclass(slots=True)
+class CachedFeatures:
+    """What the language half needs of the image half: (T, G*G, S*D) pooled maps, (B, F, D) evidence and (B, F) logits."""
+
+    pooled: Tensor
+    tokens: Tensor
+    logits: Tensor

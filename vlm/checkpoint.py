@@ -1,0 +1,241 @@
+"""A checkpoint is one folder that reloads to the same logits: weights, adapter, language model, tokenizer, graph, configuration.
+
+::
+
+    checkpoint.json      format, versions, resolved configuration, labels, calibration, graph hash, sha256 of every other file
+    model.safetensors    everything but the language model
+    graph.json           the knowledge graph it was trained with
+    language/            an ordinary Hugging Face folder (a base named by hub id is left out and named with its revision)
+    adapter/             an ordinary PEFT folder
+
+Nothing is a pickle. A file that is missing, altered or foreign is refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
+
+from knowledge.errors import KnowledgeError
+from knowledge.graph import KnowledgeGraph
+from vlm import __version__
+from vlm.config import Config, parse_config
+from vlm.models.build import build_model, label_list
+from vlm.models.language import load_language_model
+from vlm.models.report_generator import ReportGenerator
+from vlm.types import InputError
+
+FORMAT = 1
+SHIPPED = Path(__file__).parent / "pretrained"
+RECORD = "checkpoint.json"
+_IGNORED = (".md", ".png", ".gitattributes")
+
+
+@dataclass(slots=True)
+class Calibration:
+    """What validation said of the scores.
+
+    Args:
+        findings: label -> (slope, offset): probability = sigmoid(slope * logit + offset) (Platt 1999).
+        upper, lower: label -> probability above which a finding must be stated, and below which it must not be asserted.
+        boxes: (slope, offset) for the detection score's logit.
+    """
+
+    findings: dict[str, tuple[float, float]] = field(default_factory=dict)
+    upper: dict[str, float] = field(default_factory=dict)
+    lower: dict[str, float] = field(default_factory=dict)
+    boxes: tuple[float, float] = (1.0, 0.0)
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Args:
+        model: in evaluation mode. tokenizer: of its language model. graph: the one it was trained with.
+        config: as resolved at training. labels: the finding list. hash: sha256 of the record, which names every file's hash.
+    """
+
+    model: ReportGenerator
+    tokenizer: PreTrainedTokenizerBase
+    graph: KnowledgeGraph
+    config: Config
+    labels: tuple[str, ...]
+    calibration: Calibration
+    metrics: dict[str, Any]
+    hash: str = ""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
+    """Writes the folder at once: it is complete or not there.
+
+    Args:
+        folder: replaced when it is a checkpoint; refused when it holds anything else.
+        checkpoint: what is written; its model is left as it is.
+        dtype: of the floating-point weights on disk. With float16 the reloaded model equals any later reload bit for bit, and the
+            model in memory up to rounding.
+
+    Raises:
+        InputError: the folder holds other things.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / RECORD).is_file():
+        raise InputError(f"{folder}: holds files that are not a checkpoint; choose an empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write_parts(fresh, checkpoint, dtype)
+        files = {str(p.relative_to(fresh).as_posix()): _sha256(p) for p in sorted(fresh.rglob("*")) if p.is_file()}
+        record = {
+            "format": FORMAT, "radscribe": __version__, "labels": list(checkpoint.labels), "graph_hash": checkpoint.graph.hash,
+            "config": checkpoint.config.model_dump(mode="json"), "metrics": checkpoint.metrics, "files": files,
+            "calibration": {
+                "findings": checkpoint.calibration.findings, "upper": checkpoint.calibration.upper,
+                "lower": checkpoint.calibration.lower, "boxes": checkpoint.calibration.boxes,
+            },
+        }  # fmt: skip
+        (fresh / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        os.chmod(fresh, 0o755)
+        _swap(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_parts(fresh: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    model = checkpoint.model
+    state = {n: _cast(t, dtype) for n, t in model.state_dict().items() if not n.startswith("language.")}
+    save_file(state, fresh / "model.safetensors")
+    checkpoint.graph.save(fresh / "graph.json")
+    language = model.language.model
+    base = language.get_base_model() if isinstance(language, PeftModel) else language
+    # PEFT renames the layers that it wraps; the base is saved under the names that transformers gave it.
+    weights = {
+        n.replace(".base_layer.", "."): _cast(t, dtype) for n, t in base.state_dict().items() if ".lora_" not in n
+    }  # fmt: skip
+    if Path(checkpoint.config.model.language.path).is_dir() or checkpoint.config.model.language.path == "language":
+        base.save_pretrained(fresh / "language", state_dict=weights)
+        checkpoint.tokenizer.save_pretrained(fresh / "language")
+    if isinstance(language, PeftModel):
+        language.save_pretrained(fresh / "adapter", safe_serialization=True)
+        adapter = fresh / "adapter" / "adapter_model.safetensors"
+        save_file({n: _cast(t, dtype) for n, t in load_file(adapter).items()}, adapter, metadata={"format": "pt"})
+        (fresh / "adapter" / "README.md").unlink(missing_ok=True)
+        _forget_path(fresh / "adapter" / "adapter_config.json")
+
+
+def _forget_path(path: Path) -> None:
+    """The adapter's base is the folder beside it; the path that it was trained from means nothing elsewhere."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = "../language"
+    settings["inference_mode"] = True
+    path.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    out = tensor.detach().cpu()
+    return (out.to(dtype) if out.is_floating_point() else out).contiguous().clone()
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    """Puts the new folder in place of the old; at any moment one whole checkpoint can be found."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    kept = {p.name: p for p in folder.glob("*") if p.suffix in _IGNORED or p.name == "__init__.py"} if folder.exists() else {}
+    for name, path in kept.items():
+        shutil.copy2(path, fresh / name)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The checkpoint's record, after every file was found and its hash compared.
+
+    Raises:
+        InputError: naming what is missing, altered or foreign.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such checkpoint folder")
+    path = folder / RECORD
+    if not path.is_file():
+        raise InputError(f"{folder}: is not a checkpoint: {RECORD} is missing")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        files, made = record["files"], record["format"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: is not a checkpoint's record; copy the checkpoint again") from None
+    if made != FORMAT:
+        raise InputError(f"{path}: format {made}, this version reads {FORMAT}; use radscribe {record.get('radscribe', 'of its time')}")
+    for name, digest in files.items():
+        file = folder / name
+        if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
+            raise InputError(f"{folder}: {name} is missing; copy the whole checkpoint folder again")
+        if _sha256(file) != digest:
+            raise InputError(f"{folder}: {name} is not the file that this checkpoint was saved with; copy the folder again")
+    foreign = [
+        p.relative_to(folder).as_posix()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.relative_to(folder).as_posix() not in files
+        and p.name != RECORD and p.suffix not in _IGNORED and "__pycache__" not in p.parts and p.name != "__init__.py"
+    ]  # fmt: skip
+    if foreign:
+        raise InputError(f"{folder}: {foreign[0]} is not part of this checkpoint; remove it")
+    return record  # type: ignore[no-any-return]
+
+
+def load_checkpoint(folder: Path | None = None) -> Checkpoint:
+    """Loads a checkpoint, by default the shipped one, in evaluation mode and float32.
+
+    Raises:
+        InputError: naming what is missing, altered, foreign or does not fit.
+    """
+    folder = folder or SHIPPED
+    record = read_record(folder)
+    config = parse_config(record["config"], str(folder / RECORD))
+    try:
+        graph = KnowledgeGraph.load(folder / "graph.json")
+    except KnowledgeError as error:
+        raise InputError(str(error)) from None
+    if graph.hash != record["graph_hash"]:
+        raise InputError(f"{folder}/graph.json: is not the graph of this checkpoint (hash {graph.hash[:12]}, not {record['graph_hash'][:12]})")
+    path = str(folder / "language") if (folder / "language").is_dir() else config.model.language.path
+    try:
+        language, tokenizer = load_language_model(path, config.model.language.revision)
+        language.requires_grad_(False)
+        wrapped: torch.nn.Module = language
+        if (folder / "adapter").is_dir():
+            wrapped = PeftModel.from_pretrained(language, str(folder / "adapter"), is_trainable=True)
+        model, _ = build_model(config.model, graph, config.data.image_size.get("default", 256), wrapped, tokenizer, vision_weights=False)
+        state = load_file(folder / "model.safetensors")
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    missing = [n for n in missing if not n.startswith("language.")]
+    if missing or unexpected:
+        raise InputError(f"{folder}/model.safetensors: does not fit its configuration: {(missing + unexpected)[0]}")
+    calibration = record["calibration"]
+    return Checkpoint(
+        model.eval(), tokenizer, graph, config, label_list(graph, config.model.knowledge.view),
+        Calibration({k: (v[0], v[1]) for k, v in calibration["findings"].items()}, calibration["upper"], calibration["lower"],
+                    (calibration["boxes"][0], calibration["boxes"][1])),
+        record["metrics"], hashlib.sha256((folder / RECORD).read_bytes()).hexdigest(),
+    )  # fmt: skip
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,36 @@
+"""`vlm train`: fine-tune or train from a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run, e.g. configs/openi.yaml.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/<name of the configuration>.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set training.seed=3 (repeatable).")] = None,
+    start: Annotated[Path | None, typer.Option(help="Checkpoint to start from; default: the configuration's own parts.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last state in --out when there is one.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and the trainable parameters, then stop.")] = False,
+) -> None:
+    """Train in stages; the best model by validation is left in OUT/best."""
+    from rich.console import Console
+
+    from vlm.assembly import describe, starting_point
+    from vlm.config import load_config
+    from vlm.training import train as run
+
+    console = Console()
+    resolved = load_config(config, set_ or [])
+    out = out or Path("runs") / config.stem
+    checkpoint = starting_point(resolved, start)
+    if dry_run:
+        console.print(describe(resolved, checkpoint))
+        return
+    metrics = run(resolved, checkpoint, out, resume)
+    for stage, values in metrics.items():
+        console.print(f"{stage}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()), markup=False)
+    console.print(f"best checkpoint: {out / 'best'}", markup=False)

@@ -1,0 +1,314 @@
+"""Strict configuration: one YAML file a run, dotted overrides, unknown keys refused with the nearest known one.
+
+    config = load_config(Path("configs/tiny.yaml"), ["training.seed=3", "model.width=64"])
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vlm.types import InputError
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"must be a finite number, not {value}")
+    return value
+
+
+Real = Annotated[float, AfterValidator(_finite)]
+"""A float that is neither NaN nor infinite: YAML's `.nan` would otherwise reach the optimizer."""
+
+
+class Strict(BaseModel):
+    """Refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class DataSet(Strict):
+    """One data set of a run.
+
+    `path` is relative to `RADSCRIBE_DATA` when that is set and the path is not absolute, else to the working directory. `split`
+    keeps studies of these splits. `weight` is how many times an epoch the set is seen; a fraction takes that share anew each epoch.
+    """
+
+    path: Path | None = None
+    format: str = "auto"
+    split: tuple[str, ...] | None = None
+    weight: Annotated[Real, Field(gt=0, le=100)] = 1.0
+    limit: Annotated[int, Field(gt=0)] | None = None
+    count: Annotated[int, Field(gt=0)] | None = Field(default=None, description="phantom: number of studies")
+    seed: int = Field(default=0, description="phantom: seed")
+
+    def location(self) -> Path:
+        """The folder or file that the set lies in."""
+        root = os.environ.get("RADSCRIBE_DATA")
+        path = self.path or Path(".")
+        return Path(root) / path if root and not path.is_absolute() else path
+
+
+class Data(Strict):
+    """What is read, and how pixels reach the model."""
+
+    train: tuple[DataSet, ...] = ()
+    validation: tuple[DataSet, ...] = ()
+    image_size: dict[str, Annotated[int, Field(ge=32, le=2048, multiple_of=32)]] = {"default": 256}
+    max_views: Annotated[int, Field(ge=1, le=16)] = 2
+    clinical_sections: tuple[str, ...] = ("indication",)
+    clinical_dropout: Annotated[Real, Field(ge=0, le=1)] = 0.2
+    max_prompt_tokens: Annotated[int, Field(ge=8, le=4096)] = 64
+    max_report_tokens: Annotated[int, Field(ge=8, le=4096)] = 160
+    report_sections: tuple[str, ...] = ("findings",)
+    augment: bool = True
+    cache_images: bool = True
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+
+
+class Vision(Strict):
+    """A timm model by name. `weights` is a safetensors file, or "pretrained" to let timm fetch them from its hub."""
+
+    name: str = "mobilenetv2_100"
+    weights: str | None = None
+    options: dict[str, Any] = {}
+    mean: Real = 0.5
+    std: Annotated[Real, Field(gt=0)] = 0.5
+    freeze_norm: bool = True
+
+
+class Hierarchy(Strict):
+    """Hierarchical attention; `layers: 0` leaves out the self-attention across scales."""
+
+    enabled: bool = True
+    layers: Annotated[int, Field(ge=0, le=12)] = 1
+    heads: Annotated[int, Field(ge=1)] = 4
+    grid: Annotated[int, Field(ge=1, le=32)] = 8
+
+
+class Detection(Strict):
+    """The dense head. `labels` are its classes, names of the label list."""
+
+    enabled: bool = True
+    labels: tuple[str, ...] = ("nodule", "mass", "calcification", "infiltrate", "tuberculosis")
+    layers: Annotated[int, Field(ge=1, le=8)] = 2
+    score_threshold: Annotated[Real, Field(ge=0, le=1)] = 0.3
+    nms_iou: Annotated[Real, Field(gt=0, lt=1)] = 0.5
+
+
+class Knowledge(Strict):
+    """The graph and the view of it whose labels are the model's findings. `graph: null` is the shipped graph."""
+
+    enabled: bool = True
+    graph: Path | None = None
+    view: str = "radscribe"
+    layers: Annotated[int, Field(ge=1, le=8)] = 2
+    heads: Annotated[int, Field(ge=1)] = 4
+
+
+class Adapter(Strict):
+    """A PEFT adapter. `targets: null` takes PEFT's choice for the family."""
+
+    type: Literal["lora", "none"] = "lora"
+    r: Annotated[int, Field(ge=1, le=1024)] = 16
+    alpha: Annotated[Real, Field(gt=0)] = 32
+    dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.05
+    targets: tuple[str, ...] | None = None
+
+
+class Language(Strict):
+    """Any Hugging Face causal LM by folder or hub id; a hub id is fetched, a folder never."""
+
+    path: str = "runs/language_model"
+    revision: str | None = None
+    adapter: Adapter = Adapter()
+
+
+class Model(Strict):
+    """The figure's parts."""
+
+    width: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] = 128
+    visual_grid: Annotated[int, Field(ge=1, le=32)] = 4
+    dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.1
+    vision: Vision = Vision()
+    hierarchy: Hierarchy = Hierarchy()
+    detection: Detection = Detection()
+    knowledge: Knowledge = Knowledge()
+    language: Language = Language()
+
+
+class LossWeights(Strict):
+    """`L = report + detection + findings + knowledge`; 0 switches a term off."""
+
+    report: Annotated[Real, Field(ge=0)] = 1.0
+    detection: Annotated[Real, Field(ge=0)] = 1.0
+    findings: Annotated[Real, Field(ge=0)] = 1.0
+    implication: Annotated[Real, Field(ge=0)] = 0.1
+    alignment: Annotated[Real, Field(ge=0)] = 0.1
+    concept_weight: Annotated[Real, Field(ge=1)] = 1.5
+
+
+Part = Literal["vision", "pyramid", "detection", "knowledge", "bridge", "adapter", "language"]
+
+
+class Stage(Strict):
+    """One stage: which parts learn, for how long. Loss terms whose parts are all frozen are not computed."""
+
+    name: str
+    epochs: Annotated[Real, Field(gt=0, le=10000)]
+    train: tuple[Part, ...]
+    losses: tuple[Literal["report", "detection", "findings", "knowledge"], ...]
+    lr: Annotated[Real, Field(gt=0, lt=1)] = 1e-3
+    part_lr: dict[Part, Annotated[Real, Field(gt=0, le=10)]] = {}
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    warmup: Annotated[Real, Field(ge=0, lt=1)] = 0.05
+    cache_copies: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="variations of each image whose features are kept, when the image half is frozen"
+    )
+    choose_by: Literal["loss", "auc", "map", "auc+map", "cider"] = "loss"
+    sets: tuple[int, ...] | None = Field(default=None, description="indices into data.train; null takes all")
+
+
+class Training(Strict):
+    """The loop. `dtype: auto` takes bf16 autocast where the processor multiplies it natively."""
+
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    weight_decay: Annotated[Real, Field(ge=0)] = 0.05
+    clip: Annotated[Real, Field(gt=0)] = 1.0
+    label_smoothing: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[Real, Field(ge=0, lt=1)] = 0.0
+    save_minutes: Annotated[Real, Field(gt=0)] = 5.0
+    keep: Annotated[int, Field(ge=1)] = 2
+    stages: tuple[Stage, ...] = ()
+    loss: LossWeights = LossWeights()
+
+
+class Generation(Strict):
+    """How reports are written."""
+
+    num_beams: Annotated[int, Field(ge=1, le=64)] = 4
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 120
+    length_penalty: Real = 1.0
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=20)] = 0
+    must: Annotated[Real, Field(ge=0, le=1)] = 1.0
+    must_not: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    max_must: Annotated[int, Field(ge=0, le=20)] = 4
+    consensus: Annotated[Real, Field(ge=0)] = 0.0
+    consistency: Annotated[Real, Field(ge=0)] = 1.0
+    batch_size: Annotated[int, Field(ge=1)] = 8
+
+
+class Config(Strict):
+    """A whole run."""
+
+    data: Data = Data()
+    model: Model = Model()
+    training: Training = Training()
+    generation: Generation = Generation()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Config:
+        names = [stage.name for stage in self.training.stages]
+        if len(names) != len(set(names)):
+            raise ValueError(f"training.stages: two stages have the same name: {names}")
+        for stage in self.training.stages:
+            for index in stage.sets or ():
+                if not 0 <= index < len(self.data.train):
+                    raise ValueError(f"training.stages.{stage.name}.sets: {index} is not an index into data.train")
+        return self
+
+
+def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads a YAML file and applies `key.sub=value` overrides (values are YAML).
+
+    Raises:
+        InputError: naming the file or the key, what is wrong, and the nearest known key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the configuration: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file; a configuration is YAML") from None
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: a configuration is a mapping of sections (data, model, training, generation)")
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], origin: str) -> Config:
+    """Validates a tree; `origin` names it in messages."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise InputError(f"{origin}: {_explain(first)}{more}") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override!r}: write it as section.key=value")
+    *parents, last = key.split(".")
+    node: Any = tree
+    for name in parents:
+        node = node[int(name)] if isinstance(node, list) and name.isdigit() and int(name) < len(node) else (
+            node.setdefault(name, {}) if isinstance(node, dict) else None
+        )  # fmt: skip
+        if node is None:
+            raise InputError(f"--set {override!r}: {name!r} is not a section")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override!r}: {value!r} is not YAML") from None
+    # YAML 1.1 reads 1e-4 as text for want of a dot.
+    if isinstance(parsed, str):
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = parsed
+    elif isinstance(node, dict):
+        node[last] = parsed
+    else:
+        raise InputError(f"--set {override!r}: {last!r} is not a key here")
+
+
+def _explain(error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known keys are {', '.join(known)}"
+        return f"unknown key {location!r}{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{location}: {message} (given: {error['input']!r})" if location else message
+
+
+def _known_keys(location: tuple[str | int, ...]) -> list[str]:
+    """The fields of the model at a location, found by walking the annotations."""
+    model: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)

@@ -1,0 +1,235 @@
+"""A study as arrays: what is decoded and tokenised once, and kept.
+
+`ExampleBuilder` decides what a model is told about a study: which views, which prompt, which tokens weigh more, which findings and
+boxes are known. Unknown stays unknown: NaN for a finding, False in `box_known` for a class.
+
+Shapes: V views, S pixels of the square, F findings, K box classes, n boxes, R report tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from knowledge.extraction import Mention, ReportReader, label_mentions
+from knowledge.graph import KnowledgeGraph
+from knowledge.ontology import Certainty
+from vlm.config import Data
+from vlm.data.images import check_image, load_image
+from vlm.data.transforms import Placement, letterbox
+from vlm.types import InputError, Modality, Study, StudyImage, View
+
+VIEWS = tuple(View)
+HEADINGS = {"findings": "Findings:", "impression": "Impression:"}
+
+
+@dataclass(slots=True)
+class Example:
+    """One study, ready to be batched.
+
+    Args:
+        id: `Study.id`. size: S. pixels: (V, S, S) uint8. view: (V,) index into `View`. chosen: (V,) index into `Study.images`.
+        placements: where each image lies in its square.
+        modality: for the prompt. clinical: text of the prompt. report_ids, report_labels, report_weights: (R,).
+        finding_targets: (F,) 1, 0 or NaN. boxes_xyxy, box_classes: per view (n, 4) and (n,). box_known: (V, K).
+    """
+
+    id: str
+    size: int
+    pixels: np.ndarray
+    view: np.ndarray
+    chosen: tuple[int, ...]
+    placements: tuple[Placement, ...]
+    modality: Modality
+    clinical: dict[str, str]
+    first_section: str
+    report_ids: np.ndarray
+    report_labels: np.ndarray
+    report_weights: np.ndarray
+    finding_targets: np.ndarray
+    boxes_xyxy: tuple[np.ndarray, ...]
+    box_classes: tuple[np.ndarray, ...]
+    box_known: np.ndarray
+
+
+class ExampleBuilder:
+    """Turns studies into examples.
+
+    Args:
+        config: the `data` section.
+        labels: the model's label list (F). box_labels: classes of the detection head (K).
+        graph, reader: to read what a report says, when it is known.
+        tokenizer: of the language model. unwritten: a text mark that carries no loss (the de-identifier's).
+        concept_weight: weight of the tokens inside a concept's mention, >= 1.
+    """
+
+    def __init__(
+        self,
+        config: Data,
+        labels: Sequence[str],
+        box_labels: Sequence[str],
+        graph: KnowledgeGraph,
+        tokenizer: PreTrainedTokenizerBase,
+        concept_weight: float = 1.0,
+        unwritten: str = "XXXX",
+    ) -> None:
+        self.config, self.graph, self.tokenizer = config, graph, tokenizer
+        self.labels, self.box_labels = tuple(labels), tuple(box_labels)
+        self.reader = ReportReader(graph)
+        self.concept_weight, self.unwritten = concept_weight, unwritten
+        self.coverage = coverage(graph, self.labels)
+
+    def build(self, study: Study) -> Example:
+        """Decodes the images and tokenises the report.
+
+        Raises:
+            InputError: an image cannot be read or shows nothing.
+        """
+        chosen = choose_views(study.images, self.config.max_views)
+        if not chosen:
+            raise InputError(f"study {study.id}: has no image")
+        images = [load_image(study.images[i]) for i in chosen]
+        modality = next((i.modality for i in images if i.modality), Modality.OTHER)
+        sizes = self.config.image_size
+        size = sizes.get(modality.value, sizes.get("default", 256))
+        pixels, placements = [], []
+        for image in images:
+            assert image.pixels is not None
+            check_image(image.pixels, str(image.path.name if image.path else study.id))
+            square, placement = letterbox(image.pixels, size)
+            pixels.append(np.round(square * 255).astype(np.uint8))
+            placements.append(placement)
+        boxes, classes, known = self._boxes(study, chosen, placements)
+        report = {k: v for k, v in (study.report or {}).items() if k in self.config.report_sections and v.strip()}
+        ids, targets, weights = self._tokens(report)
+        return Example(
+            id=study.id, size=size, pixels=np.stack(pixels), chosen=chosen, placements=tuple(placements),
+            view=np.array([VIEWS.index(i.view or View.OTHER) for i in images]), modality=modality,
+            clinical={k: study.clinical[k] for k in self.config.clinical_sections if study.clinical.get(k)},
+            first_section=next(iter(report), self.config.report_sections[0]),
+            report_ids=ids, report_labels=targets, report_weights=weights, finding_targets=self.targets(study),
+            boxes_xyxy=boxes, box_classes=classes, box_known=known,
+        )  # fmt: skip
+
+    def targets(self, study: Study) -> np.ndarray:
+        """(F,) what is known of each label: people's labels first, then the report's own words; uncertain is unknown."""
+        said: dict[str, Certainty] = {}
+        if study.report:
+            text = "\n".join(study.report.values())
+            said = label_mentions(self.reader.read(text), self.graph, "radscribe") if text.strip() else {}
+        value = {Certainty.PRESENT: 1.0, Certainty.ABSENT: 0.0}
+        out = {name: value.get(c, np.nan) for name, c in said.items()}
+        for finding in study.findings or ():
+            covered = self.coverage.get(finding.label, ())
+            if finding.certainty == Certainty.ABSENT:
+                out.update(dict.fromkeys(covered, 0.0))
+            elif finding.certainty == Certainty.PRESENT and len(covered) == 1:
+                out[covered[0]] = 1.0
+            elif finding.certainty == Certainty.PRESENT:
+                # A label that lumps several findings: the report says which; the others stay unknown.
+                out.update({name: out[name] if out.get(name) == 1.0 else np.nan for name in covered})
+            else:
+                out.update(dict.fromkeys(covered, np.nan))
+        return np.array([out.get(name, np.nan) for name in self.labels], np.float32)
+
+    def prompt(self, modality: Modality, clinical: dict[str, str], section: str) -> str:
+        """The text before the report: modality, what was asked, and the heading of the section to be written."""
+        lines = [f"Modality: {modality.value}."]
+        lines += [f"{name.capitalize()}: {' '.join(text.split())}" for name, text in clinical.items()]
+        return "\n".join([*lines, HEADINGS.get(section, f"{section.capitalize()}:")])
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a prompt; too long a text loses its middle, never its heading."""
+        start = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        most = self.config.max_prompt_tokens - len(start)
+        if len(ids) > most:
+            ids = ids[: most // 2] + ids[-(most - most // 2) :]
+        return start + ids
+
+    def _tokens(self, report: dict[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, labels and weights of the sections in order, each ended by a line break, the last by the end token."""
+        if not report:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+        parts, mentions = [], []
+        at = 0
+        for number, (name, text) in enumerate(report.items()):
+            heading = "" if number == 0 else f"\n{HEADINGS.get(name, name.capitalize() + ':')}"
+            body = f"{heading} {' '.join(text.split())}"
+            parts.append(body)
+            offset = at + len(heading) + 1
+            mentions += [(m.start + offset, m.end + offset) for m in self._read(" ".join(text.split()))]
+            at += len(body)
+        encoded = self.tokenizer("".join(parts), add_special_tokens=False, return_offsets_mapping=True)
+        most = self.config.max_report_tokens - 1
+        ids = encoded["input_ids"]
+        whole = len(ids) <= most
+        ids, offsets = ids[:most], np.array(encoded["offset_mapping"][:most]).reshape(-1, 2)
+        weights = np.ones(len(ids), np.float32)
+        for start, end in mentions:
+            weights[(offsets[:, 0] < end) & (offsets[:, 1] > start)] = self.concept_weight
+        if whole:  # a report that was cut is not taught to end there
+            ids = [*ids, self.tokenizer.eos_token_id]
+            weights = np.append(weights, np.float32(1.0))
+        out = np.array(ids, np.int64)
+        mark = self.tokenizer.convert_tokens_to_ids(self.unwritten)
+        labels = np.where(out == mark, -100, out) if isinstance(mark, int) and mark != self.tokenizer.unk_token_id else out.copy()
+        return out, labels, weights
+
+    def _read(self, text: str) -> list[Mention]:
+        return self.reader.read(text) if self.concept_weight > 1 else []
+
+    def _boxes(
+        self, study: Study, chosen: tuple[int, ...], placements: list[Placement]
+    ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], np.ndarray]:
+        known = np.zeros((len(chosen), len(self.box_labels)), bool)
+        for column in looked_for(study, self.box_labels):
+            known[:, column] = True
+        boxes, classes = [], []
+        for slot, (index, placement) in enumerate(zip(chosen, placements, strict=True)):
+            here = [b for b in study.boxes or () if b.image == index and b.label in self.box_labels]
+            boxes.append(placement.to_model(np.array([b.xyxy for b in here], np.float32).reshape(-1, 4)))
+            classes.append(np.array([self.box_labels.index(b.label) for b in here], np.int64))
+            known[slot, classes[-1]] = True
+        return tuple(boxes), tuple(classes), known
+
+
+def looked_for(study: Study, box_labels: Sequence[str]) -> list[int]:
+    """Classes that somebody looked for in every image of the study: those labelled present or absent where boxes were drawn, and all
+    of them in a study that is said to be normal."""
+    stated = {f.label: f.certainty for f in study.findings or ()}
+    if Certainty.PRESENT in (stated.get("normal"), stated.get("normal / no indexing")):
+        return list(range(len(box_labels)))
+    if study.boxes is None:
+        return []
+    return [i for i, name in enumerate(box_labels) if stated.get(name) in (Certainty.PRESENT, Certainty.ABSENT)]
+
+
+def choose_views(images: Sequence[StudyImage], most: int) -> tuple[int, ...]:
+    """Indices of up to `most` images: one of each view first, in the study's order."""
+    first: list[int] = []
+    seen: set[View | None] = set()
+    for index, image in enumerate(images):
+        if image.view is None or image.view not in seen:
+            first.append(index)
+            seen.add(image.view)
+    rest = [i for i in range(len(images)) if i not in first]
+    return tuple(sorted((first + rest)[:most]))
+
+
+def coverage(graph: KnowledgeGraph, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """For every label of every view of the graph, the model's labels that it covers."""
+    out: dict[str, tuple[str, ...]] = {}
+    for name, view in graph.views.items():
+        if name == "radscribe":
+            continue
+        for label, concepts in view.items():
+            wide = {d for c in concepts for d in graph.descendants(c)}
+            out[label] = tuple(own for own in labels if own in wide)
+    out.update({name: (name,) for name in labels})
+    return out
+
+

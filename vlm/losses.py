@@ -1,0 +1,175 @@
+"""The training loss, term by term: named, unweighted, and without what is unknown.
+
+    L = report + w_box * detection + w_cls * findings + w_imp * implication + w_align * alignment
+
+A term that nothing in the batch speaks of is left out of the result; it is never zero by default, so a mean over batches is right.
+
+Shapes: B studies, T images, A locations, K box classes, F findings, M labelled report positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+
+if TYPE_CHECKING:
+    from vlm.types import StudyBatch
+
+RANGES = {4: (0.0, 24.0), 8: (24.0, 64.0), 16: (64.0, 128.0), 32: (128.0, 1e9)}
+"""Longest side (pixels of the model's input) of the boxes that each stride is responsible for."""
+
+
+def report_loss(logits: Tensor, index: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of the report's tokens, weighted: the first part of the knowledge term lies in the weights.
+
+    Tokens inside a concept's mention carry a weight above 1, so that with w_t the weight and p_t the probability of token t,
+    L = -sum_t w_t log p_t / sum_t w_t.
+
+    Args:
+        logits: (M, vocabulary). index: (M,) flat positions in labels. labels, weights: (B, R).
+        smoothing: label smoothing in [0, 1).
+    """
+    nll = F.cross_entropy(logits, labels.flatten()[index], reduction="none", label_smoothing=smoothing)
+    w = weights.flatten()[index]
+    return (nll * w).sum() / w.sum().clamp_min(1e-6)
+
+
+def finding_loss(logits: Tensor, targets: Tensor, positive_weight: Tensor | None = None) -> Tensor | None:
+    """Binary cross-entropy over the labels that are known.
+
+    Args:
+        logits: (B, F). targets: (B, F) 1, 0 or NaN for unknown. positive_weight: (F,) weight of a positive, for rare findings.
+    """
+    known = ~targets.isnan()
+    if not known.any():
+        return None
+    loss = F.binary_cross_entropy_with_logits(
+        logits, targets.nan_to_num(0.0), reduction="none", pos_weight=positive_weight
+    )
+    return loss[known].mean()
+
+
+def implication_loss(logits: Tensor, implies: Tensor, excludes: Tensor) -> Tensor | None:
+    """Probabilities must respect the graph: p(child) <= p(parent), and p(a) + p(b) <= 1 for findings that exclude each other.
+
+    L = mean relu(p_child - p_parent) + mean relu(p_a + p_b - 1), the Lukasiewicz relaxations of both rules.
+
+    Args:
+        logits: (B, F). implies: (n, 2) child and parent indices. excludes: (m, 2) pairs.
+    """
+    if not len(implies) and not len(excludes):
+        return None
+    p = logits.sigmoid()
+    loss = logits.new_zeros(())
+    if len(implies):
+        loss = loss + (p[:, implies[:, 0]] - p[:, implies[:, 1]]).relu().mean()
+    if len(excludes):
+        loss = loss + (p[:, excludes[:, 0]] + p[:, excludes[:, 1]] - 1).relu().mean()
+    return loss
+
+
+def alignment_loss(similarity: Tensor, targets: Tensor) -> Tensor | None:
+    """Pulls a finding's evidence toward the text of what is true of it: its term when present, "no term" when absent.
+
+    Cross-entropy over 2F texts with target f for a present and F + f for an absent finding. Absent findings outnumber present ones
+    by far, so both halves are averaged apart and then together.
+
+    Args:
+        similarity: (B, F, 2F) logits. targets: (B, F) 1, 0 or NaN.
+    """
+    labels = torch.arange(targets.shape[1], device=targets.device).expand_as(targets)
+    terms = []
+    for value, offset in ((1.0, 0), (0.0, targets.shape[1])):
+        chosen = targets == value
+        if chosen.any():
+            terms.append(F.cross_entropy(similarity[chosen], labels[chosen] + offset))
+    return torch.stack(terms).mean() if terms else None
+
+
+@dataclass(slots=True)
+class _Assigned:
+    """Targets at every location of one image: class one-hot (A, K), box (A, 4), positive (A,)."""
+
+    classes: Tensor
+    boxes: Tensor
+    positive: Tensor
+
+
+def assign_targets(points: Tensor, strides: Tensor, boxes: Tensor, classes: Tensor, kinds: int) -> _Assigned:
+    """Which locations answer for which box.
+
+    A location answers for a box when it lies inside it, within 1.5 strides of its centre, and its stride covers the box's longest side
+    (`RANGES`); of several boxes the smallest wins. The location nearest to a box's centre at its stride always answers, or a lesion
+    smaller than a cell would have none.
+
+    Args:
+        points: (A, 2). strides: (A,). boxes: (n, 4) x1, y1, x2, y2. classes: (n,). kinds: K.
+    """
+    one_hot = points.new_zeros(len(points), kinds)
+    target = points.new_zeros(len(points), 4)
+    if not len(boxes):
+        return _Assigned(one_hot, target, torch.zeros(len(points), dtype=torch.bool, device=points.device))
+    longest = (boxes[:, 2:] - boxes[:, :2]).amax(1)  # (n,)
+    present = strides.unique()
+    low = torch.stack([points.new_tensor(RANGES[int(s)][0] if s != present[0] else 0.0) for s in present])
+    high = torch.stack([points.new_tensor(RANGES[int(s)][1] if s != present[-1] else 1e9) for s in present])
+    level = torch.searchsorted(present, strides)
+    fits = (longest >= low[level][:, None]) & (longest < high[level][:, None])  # (A, n)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    offset = (points[:, None] - centre).abs()  # (A, n, 2)
+    inside = ((points[:, None] > boxes[:, :2]) & (points[:, None] < boxes[:, 2:])).all(-1)
+    answers = fits & inside & (offset.amax(-1) < 1.5 * strides[:, None])
+    distance = offset.square().sum(-1).masked_fill(~fits, float("inf"))
+    nearest = distance.argmin(0)
+    answers[nearest, torch.arange(len(boxes), device=points.device)] = True
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    cost = area.expand(len(points), -1).masked_fill(~answers, float("inf"))
+    smallest, which = cost.min(1)
+    positive = smallest.isfinite()
+    one_hot[positive] = F.one_hot(classes[which[positive]], kinds).to(one_hot.dtype)
+    target[positive] = boxes[which[positive]]
+    return _Assigned(one_hot, target, positive)
+
+
+def detection_loss(
+    logits: Tensor, quality: Tensor, boxes: Tensor, points: Tensor, strides: Tensor, batch: StudyBatch
+) -> dict[str, Tensor]:
+    """Focal loss on classes that somebody looked for, GIoU on boxes, and the head's own IoU.
+
+    Args:
+        logits (T, A, K), quality (T, A), boxes (T, A, 4), points (A, 2), strides (A,): the head's output.
+        batch: `boxes_xyxy`, `box_classes` and `box_known` are read. Images in which nobody looked for anything take no part.
+
+    Returns:
+        "box_class", "box_giou", "box_quality"; empty when nobody looked at any image.
+    """
+    looked = batch.box_known.any(1).nonzero(as_tuple=True)[0]
+    if not len(looked):
+        return {}
+    assigned = [
+        assign_targets(points, strides, batch.boxes_xyxy[i], batch.box_classes[i], logits.shape[2]) for i in looked.tolist()
+    ]
+    classes = torch.stack([a.classes for a in assigned])  # (t, A, K)
+    positive = torch.stack([a.positive for a in assigned])  # (t, A)
+    count = positive.sum().clamp_min(1)
+    focal = sigmoid_focal_loss(logits[looked], classes, alpha=0.5, gamma=2.0)
+    losses = {"box_class": (focal * batch.box_known[looked][:, None]).sum() / count}
+    if positive.any():
+        predicted, wanted = boxes[looked][positive], torch.stack([a.boxes for a in assigned])[positive]
+        giou = generalized_box_iou_loss(predicted, wanted)
+        losses["box_giou"] = giou.mean()
+        with torch.no_grad():
+            overlap = _paired_iou(predicted, wanted)
+        losses["box_quality"] = F.binary_cross_entropy_with_logits(quality[looked][positive], overlap)
+    return losses
+
+
+def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
+    shared = (high - low).clamp_min(0).prod(1)
+    return shared / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - shared).clamp_min(1e-6)

@@ -1,0 +1,153 @@
+"""What a run needs to go on where it stopped, written atomically as safetensors and JSON.
+
+A state is a folder `state/<step>`; `state/latest.json` names the last whole one. Randomness needs no state: every step seeds its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlm.models.report_generator import ReportGenerator
+from vlm.optimization import Average, Groups
+from vlm.types import InputError
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a run stands: stage, epoch, batch within the epoch, step within the stage, and the best validation so far."""
+
+    stage: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best_score: float = float("-inf")
+    best_metrics: dict[str, float] = field(default_factory=dict)
+
+
+def save_state(
+    out: Path,
+    position: Position,
+    model: ReportGenerator,
+    groups: Groups,
+    optimizer: torch.optim.Optimizer | None,
+    average: Average | None,
+    best: dict[str, Tensor],
+    keep: int,
+) -> None:
+    """Writes weights that training changes, optimizer moments, average and best; rotates old states.
+
+    Args:
+        out: the run's folder. model: everything but the frozen language model is written. best: parameter name -> value.
+        keep: how many states stay.
+    """
+    root = out / "state"
+    root.mkdir(parents=True, exist_ok=True)
+    name = f"{position.stage:02d}-{position.step:08d}"
+    fresh, final = root / f".{name}.tmp", root / name
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    tensors = {f"model.{n}": t for n, t in _learnt(model).items()}
+    tensors |= {f"best.{n}": t for n, t in best.items()}
+    for i, value in enumerate(average.values if average else []):
+        tensors[f"average.{i}"] = value
+    if optimizer is not None:
+        for i, slot in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in slot.items()}
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, fresh / "tensors.safetensors")
+    record = asdict(position)
+    record["best_score"] = None if position.best_score == float("-inf") else position.best_score
+    (fresh / "position.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    fresh.rename(final)
+    pointer = root / ".latest.tmp"
+    pointer.write_text(json.dumps({"state": name}) + "\n", encoding="utf-8")
+    os.replace(pointer, root / "latest.json")
+    for old in sorted(p for p in root.iterdir() if p.is_dir() and p.name != name)[: -(keep - 1) or None]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_state(out: Path) -> tuple[Position, dict[str, Tensor]] | None:
+    """The last whole state, or None for a new run.
+
+    Raises:
+        InputError: the state is damaged.
+    """
+    pointer = out / "state" / "latest.json"
+    if not pointer.is_file():
+        return None
+    try:
+        folder = out / "state" / Path(json.loads(pointer.read_text(encoding="utf-8"))["state"]).name
+        record = json.loads((folder / "position.json").read_text(encoding="utf-8"))
+        if record["best_score"] is None:
+            record["best_score"] = float("-inf")
+        return Position(**record), load_file(folder / "tensors.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{pointer}: the saved state cannot be read ({error}); start anew with --no-resume") from None
+
+
+def restore(
+    tensors: dict[str, Tensor],
+    model: ReportGenerator,
+    groups: Groups,
+    optimizer: torch.optim.Optimizer | None,
+    average: Average | None,
+) -> dict[str, Tensor]:
+    """Puts a state back; returns the best parameters so far.
+
+    Raises:
+        InputError: the state is of another model.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    saved = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    strange = [n for n, t in saved.items() if n not in own or own[n].shape != t.shape]
+    if strange:
+        raise InputError(f"the saved state is of another model ({strange[0]}); start anew with --no-resume")
+    with torch.no_grad():
+        for name, value in saved.items():
+            own[name].copy_(value)
+        for i in range(len(average.values) if average else 0):
+            average.values[i].copy_(tensors[f"average.{i}"])  # type: ignore[union-attr]
+    if optimizer is not None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
+
+
+def snapshot(model: ReportGenerator, groups: Groups) -> dict[str, Tensor]:
+    """Copies of the parameters in training, by name."""
+    wanted = {id(p) for part in groups.values() for p in part}
+    return {n: p.detach().clone() for n, p in model.named_parameters() if id(p) in wanted}
+
+
+@torch.no_grad()
+def put_back(model: ReportGenerator, values: dict[str, Tensor]) -> None:
+    """Sets parameters by name."""
+    own = dict(model.named_parameters())
+    for name, value in values.items():
+        own[name].copy_(value)
+
+
+def _learnt(model: ReportGenerator) -> dict[str, Tensor]:
+    """Weights that some stage may change: all but the frozen base language model."""
+    frozen = {
+        n for n, p in model.named_parameters() if n.startswith("language.") and not p.requires_grad and ".lora_" not in n
+    }
+    return {n: t for n, t in model.state_dict().items() if n not in frozen and _is_own(n, model)}
+
+
+def _is_own(name: str, model: ReportGenerator) -> bool:
+    # Tied weights appear twice in a state dict; only parameters and buffers by their own name are kept.
+    return not name.startswith("language.") or name in dict(model.named_parameters())

@@ -1,0 +1,122 @@
+"""The examples of a run: read, decoded once, kept; and image features computed once where the image half is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from vlm.config import DataSet
+from vlm.data.batches import Collator, bucketed
+from vlm.data.examples import Example, ExampleBuilder
+from vlm.data.phantom import phantom_study
+from vlm.data.sources import read_studies
+from vlm.models.report_generator import ReportGenerator
+from vlm.types import CachedFeatures, InputError, Study, StudyBatch
+
+console = Console(stderr=True)
+
+
+def load_examples(source: DataSet, builder: ExampleBuilder, show: bool) -> list[Example]:
+    """Reads a data set; a study that cannot be read is left out and counted.
+
+    Raises:
+        InputError: the set cannot be read, or no study of it can.
+    """
+    studies: Sequence[Study | int]
+    if source.format == "phantom" and source.path is None:
+        studies = range(source.count or 100)
+        name = "phantom"
+    else:
+        found = read_studies(source.location(), source.format)
+        studies = [s for s in found if source.split is None or s.split in source.split][: source.limit]
+        name = source.location().name
+    examples: list[Example] = []
+    failures: list[str] = []
+    for item in track(studies, description=f"reading {name}", console=console, disable=not show, transient=True):
+        try:
+            examples.append(builder.build(phantom_study(source.seed, item) if isinstance(item, int) else item))
+        except InputError as error:
+            failures.append(str(error))
+    if failures and show:
+        console.print(f"{name}: {len(failures)} of {len(studies)} studies were left out; the first: {failures[0]}", markup=False)
+    if not examples:
+        raise InputError(f"{source.location()}: no study could be read" + (f"; the first: {failures[0]}" if failures else " in this split"))
+    return examples
+
+
+def epoch_examples(sets: Sequence[tuple[DataSet, Sequence[Example]]], rng: np.random.Generator) -> list[Example]:
+    """One epoch's examples: each set `weight` times, a fraction drawn anew."""
+    out: list[Example] = []
+    for source, examples in sets:
+        whole, part = divmod(source.weight, 1.0)
+        out += list(examples) * int(whole)
+        count = round(part * len(examples))
+        out += [examples[i] for i in rng.permutation(len(examples))[:count]]
+    return out
+
+
+class FeatureCache:
+    """Image features by study, of `copies` variations of each image, computed by a frozen image half.
+
+    With one copy the cache is exact: the images are not varied. With more, each epoch takes another variation of a study, so that the
+    language half sees features that the image half did not fit itself to in just this form.
+
+    Args:
+        model: whose image half is run. collate: plain, without variation. examples: training studies. copies: variations of each.
+        seed: of the variations. dtype: of autocast, or None.
+    """
+
+    def __init__(
+        self, model: ReportGenerator, collate: Collator, examples: Sequence[Example], copies: int, seed: int, dtype: torch.dtype | None
+    ) -> None:
+        self.dtype = dtype
+        self.store: dict[str, list[CachedFeatures]] = {}
+        for copy in range(copies):
+            varied = Collator(collate.builder, True, 0.0, np.random.default_rng([seed, copy])) if copies > 1 else collate
+            self.add(model, varied, examples)
+
+    @torch.no_grad()
+    def add(self, model: ReportGenerator, collate: Collator, examples: Sequence[Example]) -> None:
+        """Adds one variation of each study."""
+        unique = list({e.id: e for e in examples}.values())
+        device = next(model.parameters()).device
+        model.eval()
+        batches = list(bucketed(unique, 16, None))
+        for indices in track(batches, description="image features", console=console, transient=True):
+            batch = move(collate([unique[i] for i in indices]), device)
+            with torch.autocast(device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+                found = model.features(model.encode(batch, detect=False))
+            for row, study in enumerate(batch.ids):
+                pooled = found.pooled[batch.image_study == row].float().cpu()
+                own = CachedFeatures(pooled, found.tokens[row].float().cpu(), found.logits[row].float().cpu())
+                self.store.setdefault(study, []).append(own)
+
+    def attach(self, batch: StudyBatch, epoch: int) -> StudyBatch:
+        """The batch with the features of its studies in place of pixels."""
+        rows = [self.store[study][epoch % len(self.store[study])] for study in batch.ids]
+        pooled = torch.cat([r.pooled for r in rows])
+        tokens, logits = torch.stack([r.tokens for r in rows]), torch.stack([r.logits for r in rows])
+        return replace(batch, pixel_values=None, cached=CachedFeatures(pooled, tokens, logits))
+
+
+def move(batch: StudyBatch, device: torch.device) -> StudyBatch:
+    """The batch on a device."""
+    if device.type == "cpu":
+        return batch
+
+    def put(value: object) -> object:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
+            return tuple(v.to(device) for v in value)
+        if isinstance(value, CachedFeatures):
+            return CachedFeatures(value.pooled.to(device), value.tokens.to(device), value.logits.to(device))
+        return value
+
+    return StudyBatch(**{name: put(getattr(batch, name)) for name in StudyBatch.__slots__})  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""What a stage is chosen by: losses, finding AUC and detection mAP on the validation studies; and the calibration that follows.
+
+Shapes: B studies, F findings, n boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlm.checkpoint import Calibration
+from vlm.config import Config
+from vlm.data.batches import Collator, bucketed
+from vlm.data.examples import Example, ExampleBuilder
+from vlm.evaluation.detection import average_precision
+from vlm.evaluation.ranking import auc
+from vlm.losses import finding_loss, report_loss
+from vlm.models.detection import select_boxes
+from vlm.models.report_generator import ReportGenerator
+from vlm.training_data import move
+from vlm.types import Box, StudyBatch
+
+if TYPE_CHECKING:
+    from vlm.training_data import FeatureCache
+
+FEWEST_POSITIVES = 10
+
+
+class Validator:
+    """Measures a model on fixed examples.
+
+    Args:
+        builder: labels and tokenizer. examples: validation studies. config: thresholds of the detection head. dtype: of autocast, or None.
+    """
+
+    def __init__(self, builder: ExampleBuilder, examples: Sequence[Example], config: Config, dtype: torch.dtype | None) -> None:
+        self.builder, self.examples, self.config, self.dtype = builder, list(examples), config, dtype
+        self.collate = Collator(builder)
+
+    @torch.no_grad()
+    def measure(self, model: ReportGenerator, losses: Sequence[str], cache: FeatureCache | None = None) -> dict[str, float]:
+        """Validation metrics of the losses in training: "loss" (report, else findings), "auc", "map"."""
+        was_training = model.training
+        model.eval()
+        report: list[tuple[float, int]] = []
+        logits, targets = [], []
+        boxes: list[list[Box]] = []
+        truths: list[list[Box]] = []
+        for indices in bucketed(self.examples, 16, None):
+            batch = self.batch(model, indices, cache)
+            with torch.autocast(batch.view.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+                out = model(batch, report="report" in losses, detect="detection" in losses)
+            if out.report_logits is not None and len(out.report_logits):
+                value = report_loss(out.report_logits, out.report_index, batch.report_labels, torch.ones_like(batch.report_weights))
+                report.append((float(value), len(out.report_logits)))
+            logits.append(out.image.logits.float().cpu())
+            targets.append(batch.finding_targets.cpu())
+            if out.image.dense is not None:
+                found, true = self._boxes(out.image.dense, batch)
+                boxes += found
+                truths += true
+        model.train(was_training)
+        result: dict[str, float] = {}
+        score, truth = torch.cat(logits), torch.cat(targets)
+        if report:
+            result["loss"] = sum(v * n for v, n in report) / sum(n for _, n in report)
+        elif (value := finding_loss(score, truth)) is not None:
+            result["loss"] = float(value)
+        if "findings" in losses:
+            result["auc"] = mean_auc(score.numpy(), truth.numpy())
+        if any(truths):
+            result["map"] = average_precision(boxes, truths, 0.5).mean
+        result["auc+map"] = result.get("auc", 0.0) + result.get("map", 0.0)
+        return result
+
+    def batch(self, model: ReportGenerator, indices: Sequence[int], cache: FeatureCache | None) -> StudyBatch:
+        """A validation batch, with cached features when the image half is frozen."""
+        if cache is not None:
+            return move(cache.attach(Collator(self.builder, skip_pixels=True)([self.examples[i] for i in indices]), 0), next(model.parameters()).device)
+        return move(self.collate([self.examples[i] for i in indices]), next(model.parameters()).device)
+
+    def _boxes(self, dense: object, batch: StudyBatch) -> tuple[list[list[Box]], list[list[Box]]]:
+        """Boxes found and true in the images that somebody looked at, classes that nobody looked for left out."""
+        assert batch.pixel_values is not None
+        names = self.builder.box_labels
+        found, truths = [], []
+        for image, detections in enumerate(select_boxes(dense, batch.pixel_values.shape[-1], 0.02, self.config.model.detection.nms_iou)):  # type: ignore[arg-type]
+            known = batch.box_known[image]
+            if not known.any():
+                continue
+            rows = zip(detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True)
+            found.append([Box(tuple(b), names[k], 0, s) for b, s, k in rows if known[k]])
+            pairs = zip(batch.boxes_xyxy[image].tolist(), batch.box_classes[image].tolist(), strict=True)
+            truths.append([Box(tuple(b), names[k]) for b, k in pairs])
+        return found, truths
+
+    @torch.no_grad()
+    def calibrate(self, model: ReportGenerator) -> Calibration:
+        """Platt's two numbers for each finding, fitted on the validation studies (with a prior that keeps rare findings near 1, 0)."""
+        model.eval()
+        logits, targets = [], []
+        for indices in bucketed(self.examples, 16, None):
+            batch = self.batch(model, indices, None)
+            logits.append(model.encode(batch, detect=False).logits.float().cpu())
+            targets.append(batch.finding_targets.cpu())
+        score, truth = torch.cat(logits), torch.cat(targets)
+        fitted = {}
+        for column, name in enumerate(self.builder.labels):
+            known = ~truth[:, column].isnan()
+            fitted[name] = fit_platt(score[known, column], truth[known, column])
+        return Calibration(findings=fitted)
+
+
+@torch.enable_grad()
+def fit_platt(score: Tensor, truth: Tensor, strength: float = 2.0) -> tuple[float, float]:
+    """Slope and offset of sigmoid(slope * logit + offset) by penalised maximum likelihood.
+
+    Args:
+        score: (n,) logits. truth: (n,) 0 or 1. strength: of the pull toward slope 1 and offset 0, in studies; needed because some findings
+            have a handful of positives.
+
+    Returns:
+        (slope, offset); (1, 0) when one class is absent.
+    """
+    if len(truth) == 0 or truth.min() == truth.max():
+        return 1.0, 0.0
+    log_slope, offset = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_slope, offset], lr=0.5, max_iter=100)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(score * log_slope.exp() + offset, truth, reduction="sum")
+        loss = loss + strength * (log_slope.square() + 0.05 * offset.square()).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return round(float(log_slope.exp()), 5), round(float(offset), 5)
+
+
+def mean_auc(score: np.ndarray, truth: np.ndarray) -> float:
+    """Mean area under the ROC curve over the labels with enough positives and a negative; 0.5 when there is none."""
+    values = []
+    for column in range(truth.shape[1]):
+        known = ~np.isnan(truth[:, column])
+        positives = int(truth[known, column].sum())
+        if positives >= FEWEST_POSITIVES and positives < known.sum():
+            values.append(auc(truth[known, column], score[known, column]))
+    return float(np.mean(values)) if values else 0.5
