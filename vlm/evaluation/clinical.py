@@ -1,8 +1,8 @@
 """What reports say of findings: precision, recall and F1 by finding, false statements, omissions, sides.
 
-Both texts are read by the same `knowledge.extraction`, so the reader's mistakes are shared; where people have coded the studies
-(`coded_scores`), only the generated text is read. A finding counts as positive when it is said to be present or uncertain, as in
-the labelers that the field uses (CheXbert's F1 for report generation); the signature says so.
+Both texts are read by the same `knowledge.extraction`, so the reader's mistakes are shared; where people have coded the
+studies (`coded_scores`), only the generated text is read. A finding counts as positive when it is said to be present or
+uncertain, as in the labelers that the field uses (CheXbert's F1 for report generation); the signature says so.
 
 Legend: N studies, L labels of a view.
 """
@@ -82,7 +82,9 @@ class FindingReader:
         """Returns label -> the concepts that it covers, descendants included."""
         if view not in self._concepts:
             self._concepts[view] = {
-                label: frozenset().union(*(self.graph.descendants(concept) for concept in self.graph.views[view][label]))
+                label: frozenset().union(
+                    *(self.graph.descendants(concept) for concept in self.graph.views[view][label])
+                )
                 for label in self.labels(view)
             }
         return self._concepts[view]
@@ -107,7 +109,11 @@ class FindingReader:
         for label, certainty in label_mentions(mentions, self.graph, view=view).items():
             states[column[label]] = _CODES[certainty]
         for label, concepts in self.concepts(view).items():
-            said = {_SIDES.get(m.side or "", 0) for m in mentions if m.concept in concepts and m.certainty != Certainty.ABSENT}
+            said = {
+                _SIDES.get(m.side or "", 0)
+                for m in mentions
+                if m.concept in concepts and m.certainty != Certainty.ABSENT
+            }
             said.discard(0)
             if said:
                 sides[column[label]] = said.pop() if len(said) == 1 else 3
@@ -118,8 +124,8 @@ def finding_scores(prediction: Readings, reference: Readings, view: str = "radsc
     """Scores what the predictions say against what the references say.
 
     Returns:
-        `finding_{precision,recall,f1}_{micro,macro}`, `false_statements`, `contradicted`, `omissions` (a report; lower is better)
-        and `laterality` (agreement of sides where both texts name one).
+        `finding_{precision,recall,f1}_{micro,macro}`, `false_statements`, `contradicted`, `omissions` (a report; lower
+        is better) and `laterality` (agreement of sides where both texts name one).
     """
     scores = agreement_scores("finding", prediction.positive, reference.positive, f"read:both|view:{view}")
     finding = np.array([label not in NORMAL for label in reference.labels])
@@ -127,7 +133,9 @@ def finding_scores(prediction: Readings, reference: Readings, view: str = "radsc
     missed = reference.positive & ~prediction.positive & finding
     against = false & (reference.states == ABSENT)
     for name, cells in (("false_statements", false), ("contradicted", against), ("omissions", missed)):
-        scores.append(mean_score(name, cells.sum(axis=1).astype(float), f"{name}|view:{view}|level:report mean", low=True))
+        scores.append(
+            mean_score(name, cells.sum(axis=1).astype(float), f"{name}|view:{view}|level:report mean", low=True)
+        )
     sided = prediction.positive & reference.positive & (prediction.sides > 0) & (reference.sides > 0) & finding
     agree = sided & (prediction.sides == reference.sides)
     sums = np.stack([agree.sum(axis=1), sided.sum(axis=1)], axis=1).astype(float)  # (N, 2)
@@ -162,7 +170,9 @@ def agreement_scores(prefix: str, predicted: np.ndarray, truth: np.ndarray, note
     for kind in ("micro", "macro"):
         for position, name in enumerate(("precision", "recall", "f1")):
             finish = _finish(position, kind)
-            signature = f"{prefix}_{name}_{kind}|{note}|positive:present or uncertain|labels:{supported} of {truth.shape[1]}"
+            signature = (
+                f"{prefix}_{name}_{kind}|{note}|positive:present or uncertain|labels:{supported} of {truth.shape[1]}"
+            )
             scores.append(Score(f"{prefix}_{name}_{kind}", float(finish(total)), finish(sums), sums, finish, signature))
     return scores
 
@@ -225,7 +235,14 @@ def label_table(labels: Sequence[str], predicted: np.ndarray, truth: np.ndarray)
     """
     precision, recall, f1 = rates(counts_of(predicted, truth).sum(axis=0))
     return [
-        LabelRow(label, float(precision[i]), float(recall[i]), float(f1[i]), int(truth[:, i].sum()), int(predicted[:, i].sum()))
+        LabelRow(
+            label,
+            float(precision[i]),
+            float(recall[i]),
+            float(f1[i]),
+            int(truth[:, i].sum()),
+            int(predicted[:, i].sum()),
+        )
         for i, label in enumerate(labels)
     ]
 
@@ -269,7 +286,9 @@ def read_labels(path: Path, ids: Sequence[str], labels: Sequence[str]) -> np.nda
     absent = [key for key in ids if key not in content and uid_of(key) not in content]
     if absent:
         shown = ", ".join(absent[:10])
-        raise InputError(f"{path}: {len(absent)} studies have no labels: {shown}; the ids are the uids or the references' ids")
+        raise InputError(
+            f"{path}: {len(absent)} studies have no labels: {shown}; the ids are the uids or the references' ids"
+        )
     for row, key in enumerate(ids):
         for label in content[key] if key in content else content[uid_of(key)]:
             if label not in column:

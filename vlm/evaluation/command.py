@@ -67,9 +67,16 @@ def run(arguments: Arguments, console: Console) -> list[str]:
     if arguments.meteor not in ("stem", "java", "off"):
         raise InputError(f"--meteor {arguments.meteor!r} is unknown; choose stem, java or off")
     settings = Settings(
-        arguments.profile, arguments.resamples, arguments.seed, arguments.level, arguments.rouge_beta, arguments.meteor,
-        arguments.clinical, arguments.view, arguments.coded_view,
-    )  # fmt: skip
+        arguments.profile,
+        arguments.resamples,
+        arguments.seed,
+        arguments.level,
+        arguments.rouge_beta,
+        arguments.meteor,
+        arguments.clinical,
+        arguments.view,
+        arguments.coded_view,
+    )
     neighbours = read_reports(arguments.train_predictions) if arguments.train_predictions is not None else None
     result = evaluate_reports(joined, settings, train, neighbours, arguments.labels)
     if arguments.plugins:
@@ -87,7 +94,9 @@ def _read(arguments: Arguments) -> tuple[Joined, Reports | None]:
         raise InputError("give the reference reports with --references FILE")
     names = list(arguments.names or _names(arguments.predictions))
     if len(names) != len(arguments.predictions) or len(set(names)) != len(names):
-        raise InputError(f"--names gives {len(names)} names for {len(arguments.predictions)} files; give one different name each")
+        raise InputError(
+            f"--names gives {len(names)} names for {len(arguments.predictions)} files; give one different name each"
+        )
     systems = {
         name: read_reports(path, arguments.id_column, arguments.text_column, _part(path, arguments.split))
         for name, path in zip(names, arguments.predictions, strict=True)
@@ -98,7 +107,9 @@ def _read(arguments: Arguments) -> tuple[Joined, Reports | None]:
         part = _part(arguments.train, arguments.train_split)
         train = read_reports(arguments.train, arguments.reference_id, arguments.reference_text, part)
         if not any(train.texts.values()):
-            raise InputError(f"{arguments.train}: every training reference is empty; name their column with --reference-text")
+            raise InputError(
+                f"{arguments.train}: every training reference is empty; name their column with --reference-text"
+            )
     return join(systems, references, arguments.allow_missing), train
 
 

@@ -1,9 +1,10 @@
 """Lesion detection: AP as COCO defines it, matched IoU, FROC, case-level sensitivity and specificity, Dice.
 
-Boxes are `(x1, y1, x2, y2)` with exclusive ends. A prediction is matched, by falling confidence, to the free truth of its class on
-its image with the highest IoU that reaches the threshold. AP is the mean of the interpolated precision at 101 recalls (Lin et al.,
-COCO, ECCV 2014); equal to pycocotools' and torchmetrics' (no crowd regions, all areas, at most `limit` boxes an image).
-FROC: Bunch et al., 1977; its summary is the mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives an image (LUNA16).
+Boxes are `(x1, y1, x2, y2)` with exclusive ends. A prediction is matched, by falling confidence, to the free truth of
+its class on its image with the highest IoU that reaches the threshold. AP is the mean of the interpolated precision at
+101 recalls (Lin et al., COCO, ECCV 2014); equal to pycocotools' and torchmetrics' (no crowd regions, all areas, at most
+`limit` boxes an image). FROC: Bunch et al., 1977; its summary is the mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8
+false positives an image (LUNA16).
 
 Legend: P predictions, T truths of one class, N studies, R resamples.
 """
@@ -128,7 +129,12 @@ def average_precision(
 
 
 def match(
-    predictions: Sequence[Sequence[Box]], truths: Sequence[Sequence[Box]], label: str, iou: float, limit: int = 100, cut: float = 0.0
+    predictions: Sequence[Sequence[Box]],
+    truths: Sequence[Sequence[Box]],
+    label: str,
+    iou: float,
+    limit: int = 100,
+    cut: float = 0.0,
 ) -> Matches:
     """Matches the boxes of one class, study by study and image by image.
 
@@ -158,9 +164,12 @@ def match(
             found.extend(taken)
     order = np.argsort(-np.array(confidence, dtype=float), kind="stable") if confidence else np.zeros(0, dtype=int)
     return Matches(
-        np.array(confidence, dtype=float)[order], np.array(study, dtype=int)[order], np.array(ious, dtype=float)[order],
-        np.array(truth_study, dtype=int), np.array(found, dtype=bool),
-    )  # fmt: skip
+        np.array(confidence, dtype=float)[order],
+        np.array(study, dtype=int)[order],
+        np.array(ious, dtype=float)[order],
+        np.array(truth_study, dtype=int),
+        np.array(found, dtype=bool),
+    )
 
 
 def _confidence(box: Box) -> float:
@@ -217,7 +226,11 @@ def weighted_average_precision(hit: np.ndarray, weights: np.ndarray, truths: np.
 
 
 def map_interval(
-    predictions: Sequence[Sequence[Box]], truths: Sequence[Sequence[Box]], iou: float = 0.5, resamples: int = 1000, seed: int = 0
+    predictions: Sequence[Sequence[Box]],
+    truths: Sequence[Sequence[Box]],
+    iou: float = 0.5,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Interval:
     """Returns the bootstrap interval of mean AP, studies resampled; undefined for a single study."""
     if len(truths) < 2:
@@ -227,7 +240,8 @@ def map_interval(
     values = []
     for weights in resample(len(truths), resamples, seed):
         rows = [
-            weighted_average_precision(m.hit, weights[:, m.study], weights[:, m.truth_study].sum(axis=1)) for m in matched
+            weighted_average_precision(m.hit, weights[:, m.study], weights[:, m.truth_study].sum(axis=1))
+            for m in matched
         ]
         stacked = np.stack(rows) if rows else np.full((1, len(weights)), np.nan)
         known = ~np.isnan(stacked)
@@ -255,7 +269,11 @@ class Froc:
 
 
 def froc(
-    predictions: Sequence[Sequence[Box]], truths: Sequence[Sequence[Box]], images: int, iou: float = 0.5, label: str | None = None
+    predictions: Sequence[Sequence[Box]],
+    truths: Sequence[Sequence[Box]],
+    images: int,
+    iou: float = 0.5,
+    label: str | None = None,
 ) -> Froc:
     """Traces the free-response curve.
 
@@ -308,9 +326,13 @@ class DetectionTable:
 
 
 def detection_table(
-    predictions: Sequence[Sequence[Box]], truths: Sequence[Sequence[Box]], images: int, cut: float = 0.5, resamples: int = 1000,
+    predictions: Sequence[Sequence[Box]],
+    truths: Sequence[Sequence[Box]],
+    images: int,
+    cut: float = 0.5,
+    resamples: int = 1000,
     seed: int = 0,
-) -> DetectionTable:  # fmt: skip
+) -> DetectionTable:
     """Scores detection in every way that is printed.
 
     Args:
@@ -323,7 +345,9 @@ def detection_table(
     names = sorted({box.label for boxes in truths for box in boxes})
     confidence, present = {}, {}
     for name in names:
-        confidence[name] = np.array([max((_confidence(b) for b in p if b.label == name), default=0.0) for p in predictions])
+        confidence[name] = np.array(
+            [max((_confidence(b) for b in p if b.label == name), default=0.0) for p in predictions]
+        )
         present[name] = np.array([any(b.label == name for b in t) for t in truths])
     return DetectionTable(
         {threshold: scores[threshold] for threshold in (0.5, 0.75)},
@@ -339,14 +363,18 @@ def detection_table(
     )
 
 
-def _box_calibration(predictions: Sequence[Sequence[Box]], truths: Sequence[Sequence[Box]], names: Sequence[str]) -> float:
+def _box_calibration(
+    predictions: Sequence[Sequence[Box]], truths: Sequence[Sequence[Box]], names: Sequence[str]
+) -> float:
     matched = [match(predictions, truths, name, 0.5) for name in names]
     if not any(len(m.hit) for m in matched):
         return float("nan")
     return calibration_error(np.concatenate([m.hit for m in matched]), np.concatenate([m.confidence for m in matched]))
 
 
-def by_size(predictions: Sequence[Sequence[Box]], truths: Sequence[Sequence[Box]], cut: float = 0.5) -> dict[str, tuple[float, int]]:
+def by_size(
+    predictions: Sequence[Sequence[Box]], truths: Sequence[Sequence[Box]], cut: float = 0.5
+) -> dict[str, tuple[float, int]]:
     """Returns, for each size of `SIZES`, the share of its truths that are found at IoU 0.5, and their number."""
     found: Mapping[str, list[bool]] = {name: [] for name in SIZES}
     for mine, theirs in zip(predictions, truths, strict=True):

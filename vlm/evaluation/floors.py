@@ -1,6 +1,8 @@
-"""What a system must beat: one report for everybody, its own reports shuffled across patients, and the nearest neighbour's report.
+"""What a system must beat: one report for everybody, its own reports shuffled across patients, and the nearest
+neighbour's report.
 
-On Open-i one constant sentence scores as high as published models on BLEU and CIDEr, so no score stands without these beside it.
+On Open-i one constant sentence scores as high as published models on BLEU and CIDEr, so no score stands without these
+beside it.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def diversity(predictions: Sequence[str], references: Sequence[str]) -> Diversit
     text, times = counts.most_common(1)[0]
     words = sum(len(reference.split()) for reference in references)
     length = sum(len(prediction.split()) for prediction in predictions)
-    return Diversity(len(counts) / len(predictions), text, times / len(predictions), length / words if words else float("nan"))
+    return Diversity(
+        len(counts) / len(predictions), text, times / len(predictions), length / words if words else float("nan")
+    )
 
 
 def best_constant(tokens: Sequence[str], seed: int = 0) -> int:
@@ -66,7 +70,7 @@ def best_constant(tokens: Sequence[str], seed: int = 0) -> int:
     chosen = np.arange(len(tokens))
     if len(tokens) > MOST_REFERENCES:
         chosen = np.sort(np.random.default_rng(seed).choice(len(tokens), MOST_REFERENCES, replace=False))
-    index, _ = index_texts([tokens[i] for i in chosen], {})
+    index, _ = index_texts([tokens[i] for i in chosen.tolist()], {})
     distinct, first = np.unique(index.reference, return_index=True)
     if index.studies < 2:
         return int(chosen[0])
@@ -90,12 +94,14 @@ def _expected_cider(index: TextIndex) -> np.ndarray:
     lengths = np.maximum(0, documents.lengths - 1)
     counts = np.bincount(lengths[index.reference])
     present = np.flatnonzero(counts)
-    penalty = np.exp(-((lengths[:, None] - present[None]) ** 2.0) / (2 * SIGMA**2)) @ counts[present] / len(index.reference)
+    penalty = (
+        np.exp(-((lengths[:, None] - present[None]) ** 2.0) / (2 * SIGMA**2)) @ counts[present] / len(index.reference)
+    )
     return cosine * penalty
 
 
 def permutations(n: int, seed: int = 0) -> list[np.ndarray]:
-    """Returns seeded permutations of N studies without a fixed point: ten, fewer when there are more than 2,000 studies."""
+    """Returns seeded permutations of N studies without a fixed point: ten, fewer above 2,000 studies."""
     rng = np.random.default_rng(seed)
     result = []
     for _ in range(int(np.clip(20_000 // max(n, 1), 1, 10))):
@@ -126,7 +132,7 @@ def average(shuffles: Sequence[Sequence[Score]]) -> list[Score]:
 
 
 def vectors_of(records: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-    """Returns (N, D) vectors from records: `features`, else the log odds of `findings`; None where a record has neither."""
+    """Returns (N, D) `features` of the records, else the log odds of `findings`; None where a record has neither."""
     if all(isinstance(record.get("features"), list) for record in records):
         rows = [record["features"] for record in records]
     else:
@@ -168,7 +174,7 @@ def nearest_by_text(predictions: Sequence[str], train: Sequence[str], seed: int 
     chosen = np.arange(len(train))
     if len(train) > MOST_NEIGHBOURS:
         chosen = np.sort(np.random.default_rng(seed).choice(len(train), MOST_NEIGHBOURS, replace=False))
-    index, systems = index_texts([train[i] for i in chosen], {"p": predictions})
+    index, systems = index_texts([train[i] for i in chosen.tolist()], {"p": predictions})
     matrix = _dense(index.documents, index.weights)
     distinct, inverse = np.unique(systems["p"], return_inverse=True)
     best = _argmax_product(matrix[distinct], matrix[index.reference])

@@ -15,8 +15,8 @@ def gate(conditions: Sequence[str], scores: Mapping[str, Any], systems: Sequence
     """Returns the reason of each condition that holds.
 
     Args:
-        conditions: `NAME OP VALUE`, OP one of < <= > >=; VALUE a number, a score's name, or a floor ("cider<constant" compares
-            with "constant.cider"). An undefined score fails the gate, since it can't be shown to pass.
+        conditions: `NAME OP VALUE`, OP one of < <= > >=; VALUE a number, a score's name, or a floor ("cider<constant"
+            compares with "constant.cider"). An undefined score fails the gate, since it can't be shown to pass.
         scores: the flat object of `Evaluation.flat`.
         systems: names of the systems; of several, each is tested.
 
@@ -27,7 +27,9 @@ def gate(conditions: Sequence[str], scores: Mapping[str, Any], systems: Sequence
     for condition in conditions:
         match = _CONDITION.match(condition)
         if match is None:
-            raise InputError(f'--fail-if "{condition}" is not NAME < VALUE; write for example "unique<0.1" or "cider<constant"')
+            raise InputError(
+                f'--fail-if "{condition}" is not NAME < VALUE; write for example "unique<0.1" or "cider<constant"'
+            )
         for system in systems:
             prefix = "" if len(systems) == 1 else f"{system}."
             name = match["left"] if match["left"] in scores else prefix + match["left"]
@@ -53,7 +55,10 @@ def _right(
         if name in scores:
             value = _number(name, scores, condition)
             return value, f"{name}" + (f" = {value:.4g}" if value is not None else "")
-    raise InputError(f'--fail-if "{condition}": {text!r} is no number, floor or score; floors: constant, constant_f1, shuffled, neighbour')
+    raise InputError(
+        f'--fail-if "{condition}": {text!r} is no number, floor or score; '
+        "floors: constant, constant_f1, shuffled, neighbour"
+    )
 
 
 def _number(name: str, scores: Mapping[str, Any], condition: str) -> float | None:

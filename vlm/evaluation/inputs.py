@@ -1,7 +1,8 @@
 """Reads reports from the files that people have, and joins predictions to references by id.
 
-JSONL (one object a line), our own `reports.jsonl` and study JSONL, CSV, Parquet, R2Gen's `annotation.json` (with a split), a JSON
-list of objects or a JSON object of id -> text, and Open-i's `indiana_reports.csv`. Columns are found by name or given.
+JSONL (one object a line), our own `reports.jsonl` and study JSONL, CSV, Parquet, R2Gen's `annotation.json` (with a
+split), a JSON list of objects or a JSON object of id -> text, and Open-i's `indiana_reports.csv`. Columns are found by
+name or given.
 """
 
 from __future__ import annotations
@@ -18,9 +19,23 @@ from vlm.types import InputError
 
 ID_COLUMNS = ("id", "study_id", "uid", "image_id", "report_id", "dicom_id", "key")
 TEXT_COLUMNS = (
-    "text", "report", "prediction", "pred", "generated", "generated_report", "hypothesis", "candidate", "output", "caption",
-    "reference", "ground_truth", "gt", "findings", "impression", "sections",
-)  # fmt: skip
+    "text",
+    "report",
+    "prediction",
+    "pred",
+    "generated",
+    "generated_report",
+    "hypothesis",
+    "candidate",
+    "output",
+    "caption",
+    "reference",
+    "ground_truth",
+    "gt",
+    "findings",
+    "impression",
+    "sections",
+)
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _UID = re.compile(r"^CXR(\d+)(?:_.*)?$")
 
@@ -59,7 +74,9 @@ def read_reports(
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a file of reports ({', '.join(SUFFIXES)})")
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use one of {', '.join(SUFFIXES)}")
+        raise InputError(
+            f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use one of {', '.join(SUFFIXES)}"
+        )
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty; it should hold one report a line or row")
     rows = [row for row in _rows(path, split) if split is None or row[1].get("split") in (None, split)]
@@ -93,9 +110,13 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise InputError(f"{path}, line {number}: not valid JSON ({error}); each line must be one object") from error
+                raise InputError(
+                    f"{path}, line {number}: not valid JSON ({error}); each line must be one object"
+                ) from error
             if not isinstance(record, dict):
-                raise InputError(f"{path}, line {number}: a {type(record).__name__}, expected an object with an id and a text")
+                raise InputError(
+                    f"{path}, line {number}: a {type(record).__name__}, expected an object with an id and a text"
+                )
             yield f"line {number}", record
 
 
@@ -119,7 +140,9 @@ def _json(path: Path, split: str | None) -> Iterator[tuple[str, Mapping[str, Any
         content = parts[split] if split is not None else next(iter(parts.values()))
     for number, record in enumerate(content if isinstance(content, list) else [], 1):
         if not isinstance(record, dict):
-            raise InputError(f"{path}, entry {number}: a {type(record).__name__}, expected an object with an id and a text")
+            raise InputError(
+                f"{path}, entry {number}: a {type(record).__name__}, expected an object with an id and a text"
+            )
         yield f"entry {number}", record
 
 
@@ -130,7 +153,9 @@ def _csv(path: Path, delimiter: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             reader = csv.DictReader(lines, delimiter=delimiter)
             for row in reader:
                 if None in row:
-                    raise InputError(f"{path}, line {reader.line_num}: more fields than the header has; quote texts that hold commas")
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: more fields than the header has; quote texts that hold commas"
+                    )
                 yield f"line {reader.line_num}", row
     except csv.Error as error:
         raise InputError(f"{path}: not valid CSV ({error})") from error
@@ -167,7 +192,9 @@ def _collect(
         found.texts[identity] = _text(path, place, text_key, record[text_key])
         found.records[identity] = record
     if twice:
-        raise InputError(f"{path}: {len(twice)} ids are there more than once: {first_ten(twice)}; each study needs one report")
+        raise InputError(
+            f"{path}: {len(twice)} ids are there more than once: {first_ten(twice)}; each study needs one report"
+        )
     return found
 
 
@@ -183,8 +210,8 @@ def _column(
         if name in lower and (option == "--id" or isinstance(record[lower[name]], str | dict | None)):
             return lower[name]
     raise InputError(
-        f"{path}, {place}: found no {option[2:]} column ({', '.join(names[:6])}, ...) among {', '.join(map(str, record))}; "
-        f"name it with {option}"
+        f"{path}, {place}: found no {option[2:]} column ({', '.join(names[:6])}, ...) among "
+        f"{', '.join(map(str, record))}; name it with {option}"
     )
 
 

@@ -1,9 +1,10 @@
 """METEOR with exact and stem matching and the parameters of METEOR 1.5 for English, without Java.
 
-Denkowski and Lavie, WMT 2014: alpha 0.85, beta 0.2, gamma 0.6, delta 0.75, weights 1.0 (exact) and 0.6 (stem), stems by Snowball
-English. The synonym and paraphrase modules need WordNet and a phrase table and are left out, which the signature says.
-Departure: METEOR searches the alignment with fewest chunks by a beam; here the longest runs are aligned first. The number of matched
-words is the same, since any word may be aligned with any other of its stem; the chunks are rarely more.
+Denkowski and Lavie, WMT 2014: alpha 0.85, beta 0.2, gamma 0.6, delta 0.75, weights 1.0 (exact) and 0.6 (stem), stems by
+Snowball English. The synonym and paraphrase modules need WordNet and a phrase table and are left out, which the
+signature says. Departure: METEOR searches the alignment with fewest chunks by a beam; here the longest runs are aligned
+first. The number of matched words is the same, since any word may be aligned with any other of its stem; the chunks are
+rarely more.
 
 Where Java and the jar are installed, `meteor_java` runs METEOR 1.5 itself, all four modules.
 """
@@ -26,11 +27,12 @@ from vlm.types import InputError
 
 ALPHA, BETA, GAMMA, DELTA, STEM = 0.85, 0.2, 0.6, 0.75, 0.6
 # The words that METEOR 1.5 weighs as function words: relative frequency above 0.001 in English text.
-FUNCTION_WORDS = frozenset(
-    """the to of and a in that for is on s it with was as said at he by be from have has are his but an this not i will they
-    who their had we which were been more or its would about new one after you also up when there than all out her people
-    she year two can if last first over other into some what so no time years could t""".split()
-)
+_FUNCTION_WORDS = """
+the to of and a in that for is on s it with was as said at he by be from have has are his but an this not i
+will they who their had we which were been more or its would about new one after you also up when there than
+all out her people she year two can if last first over other into some what so no time years could t
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 _CROWDED = 20_000  # possible word pairs of one stem above which occurrences are paired in order
 
 
@@ -45,15 +47,22 @@ def meteor(index: TextIndex, hypothesis: np.ndarray) -> Score:
         The score, whose corpus value comes from summed statistics, as METEOR's does.
     """
     documents = index.documents
-    stems, function = _stems(documents.words), np.array([word in FUNCTION_WORDS for word in documents.words], dtype=bool)
-    distinct, inverse = np.unique(hypothesis[index.study] * len(documents.lengths) + index.reference, return_inverse=True)
+    stems, function = (
+        _stems(documents.words),
+        np.array([word in FUNCTION_WORDS for word in documents.words], dtype=bool),
+    )
+    distinct, inverse = np.unique(
+        hypothesis[index.study] * len(documents.lengths) + index.reference, return_inverse=True
+    )
     pairs = np.stack(np.divmod(distinct, len(documents.lengths)), axis=1)
     rows = [_statistics(documents.tokens[a], documents.tokens[b], stems, function) for a, b in pairs.tolist()]
     sums = np.array(rows, dtype=np.float64).reshape(-1, 9)[inverse]  # (P, 9)
     if len(index.reference) != index.studies:
         order = np.lexsort((-meteor_of_sums(sums), index.study))
         sums = sums[order[np.flatnonzero(np.diff(index.study[order], prepend=-1))]]
-    signature = f"meteor|modules:exact stem|alpha:{ALPHA}|beta:{BETA}|gamma:{GAMMA}|delta:{DELTA}|weights:1 {STEM}|level:corpus"
+    signature = (
+        f"meteor|modules:exact stem|alpha:{ALPHA}|beta:{BETA}|gamma:{GAMMA}|delta:{DELTA}|weights:1 {STEM}|level:corpus"
+    )
     value = float(meteor_of_sums(sums.sum(axis=0)))
     return Score("meteor", value, meteor_of_sums(sums), sums, meteor_of_sums, signature)
 
@@ -61,9 +70,9 @@ def meteor(index: TextIndex, hypothesis: np.ndarray) -> Score:
 def meteor_of_sums(sums: np.ndarray) -> np.ndarray:
     """Turns (..., 9) summed statistics into METEOR.
 
-    The statistics: weighted matches of content words in prediction and reference, the same of function words, weighted length of
-    prediction and reference (delta a content word, 1 - delta a function word), matched words, chunks, reports that are not one
-    chunk that equals the reference.
+    The statistics: weighted matches of content words in prediction and reference, the same of function words, weighted
+    length of prediction and reference (delta a content word, 1 - delta a function word), matched words, chunks, reports
+    that are not one chunk that equals the reference.
     """
     hit_p = DELTA * sums[..., 0] + (1 - DELTA) * sums[..., 2]
     hit_r = DELTA * sums[..., 1] + (1 - DELTA) * sums[..., 3]
@@ -148,7 +157,8 @@ def _runs(first: Sequence[int], second: Sequence[int]) -> list[tuple[int, int, i
         places.setdefault(item, []).append(j)
     crowded = len(first) * len(second) > _CROWDED * 10
     seen: dict[int, int] = {}
-    runs, open_runs = [], {}
+    runs: list[tuple[int, int, int]] = []
+    open_runs: dict[int, int] = {}
     for i, item in enumerate(first):
         here = places.get(item, ())
         if crowded and here and len(here) > 20:
@@ -165,7 +175,7 @@ def _runs(first: Sequence[int], second: Sequence[int]) -> list[tuple[int, int, i
 
 
 def meteor_jar() -> Path | None:
-    """Returns the METEOR 1.5 jar (the environment variable METEOR_JAR, or pycocoevalcap's) when Java is installed too."""
+    """Returns the METEOR 1.5 jar (METEOR_JAR in the environment, or pycocoevalcap's) when Java is installed too."""
     if shutil.which("java") is None:
         return None
     spec = util.find_spec("pycocoevalcap")
@@ -183,14 +193,17 @@ def meteor_java(predictions: Sequence[str], references: Sequence[Sequence[str]],
         timeout: seconds.
 
     Returns:
-        The score; its per-study values are METEOR's, and its corpus value is their mean (so that studies can be resampled).
+        The score; its per-study values are METEOR's, and its corpus value is their mean (so that studies can be
+        resampled).
 
     Raises:
         InputError: Java or the jar is absent, or it fails.
     """
     jar = meteor_jar()
     if jar is None:
-        raise InputError("--meteor java needs Java on the path and the METEOR 1.5 jar (set METEOR_JAR, or install pycocoevalcap)")
+        raise InputError(
+            "--meteor java needs Java on the path and the METEOR 1.5 jar (set METEOR_JAR, or install pycocoevalcap)"
+        )
     lines = []
     for prediction, texts in zip(predictions, references, strict=True):
         lines.append(" ||| ".join(("SCORE", *texts, prediction)))
@@ -201,7 +214,9 @@ def meteor_java(predictions: Sequence[str], references: Sequence[Sequence[str]],
     except (OSError, subprocess.SubprocessError) as error:
         raise InputError(f"{jar}: METEOR failed ({type(error).__name__}); score with --meteor stem") from error
     if len(statistics) != len(lines) or len(values) != 2 * len(lines):
-        raise InputError(f"{jar}: METEOR answered {len(values)} lines for {len(lines)} reports; score with --meteor stem")
+        raise InputError(
+            f"{jar}: METEOR answered {len(values)} lines for {len(lines)} reports; score with --meteor stem"
+        )
     per_study = np.array([float(value) for value in values[::2]])
     return mean_score("meteor", per_study, "meteor|java:1.5|modules:exact stem synonym paraphrase|level:report mean")
 

@@ -1,7 +1,7 @@
 """Documents as integer n-grams, so that BLEU and CIDEr are a few numpy calls over all studies at once.
 
-An n-gram's number is exact, not a hash: (number of its first n - 1 words, number of its last word) is made dense by `np.unique`.
-Each distinct text is counted once, however often it is a prediction or a reference.
+An n-gram's number is exact, not a hash: (number of its first n - 1 words, number of its last word) is made dense by
+`np.unique`. Each distinct text is counted once, however often it is a prediction or a reference.
 
 Legend: U distinct documents, P pairs of documents, G distinct n-grams of one order, E entries (document, n-gram).
 """
@@ -93,7 +93,7 @@ def _count(rows: np.ndarray, ids: np.ndarray, documents: int, size: int) -> Gram
 
 
 def expand(grams: Grams, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, for (P,) documents, the entries of all of them: (T,) position in `documents`, (T,) index of the entry."""
+    """Returns all entries of (P,) documents: (T,) position in `documents`, (T,) index of the entry."""
     starts = grams.indptr[documents]
     lengths = grams.indptr[documents + 1] - starts
     owners = np.repeat(np.arange(len(documents)), lengths)

@@ -18,13 +18,26 @@ from vlm.evaluation.result import Comparison, Evaluation, SystemResult
 
 WIDTH = 100
 MAIN = ("bleu1", "bleu2", "bleu3", "bleu4", "rougeL", "meteor", "cider")
-CLINICAL = ("finding_f1_micro", "finding_f1_macro", "coded_f1_micro", "coded_f1_macro", "false_statements", "omissions", "laterality")
+CLINICAL = (
+    "finding_f1_micro",
+    "finding_f1_macro",
+    "coded_f1_micro",
+    "coded_f1_macro",
+    "false_statements",
+    "omissions",
+    "laterality",
+)
 SPANS = ("bleu4", "rougeL", "cider", "finding_f1_micro", "finding_f1_macro", "coded_f1_macro")
 COMPARED = ("bleu4", "cider", "finding_f1_macro", "coded_f1_macro")
 SHORT = {
-    "finding_f1_micro": "F1 micro", "finding_f1_macro": "F1 macro", "coded_f1_micro": "coded micro", "coded_f1_macro": "coded macro",
-    "false_statements": "false", "omissions": "omitted", "laterality": "side",
-}  # fmt: skip
+    "finding_f1_micro": "F1 micro",
+    "finding_f1_macro": "F1 macro",
+    "coded_f1_micro": "coded micro",
+    "coded_f1_macro": "coded macro",
+    "false_statements": "false",
+    "omissions": "omitted",
+    "laterality": "side",
+}
 
 
 def show(value: float | None, digits: int = 3) -> str:
@@ -36,7 +49,9 @@ def tables_of(result: Evaluation) -> list[tuple[str, list[str], list[list[str]]]
     """Returns the tables that are printed: title, header, rows of texts."""
     tables = [_scores_table(result, MAIN, "Text metrics, all studies", new=False)]
     if any(name in result.systems[0].values() for name in CLINICAL):
-        tables.append(_scores_table(result, CLINICAL, "Findings read from the texts, all studies", new=False, spread=False))
+        tables.append(
+            _scores_table(result, CLINICAL, "Findings read from the texts, all studies", new=False, spread=False)
+        )
     tables.append(_interval_table(result))
     if result.is_new is not None and result.is_new.any():
         title = f"Only the {int(result.is_new.sum())} studies whose reference is not in --train"
@@ -60,7 +75,11 @@ def _scores_table(
         values = system.values(new)
         row = [_label(system), *(show(values.get(name)) if name in values else "" for name in present)]
         if spread:
-            row += [show(system.diversity.unique), show(system.diversity.length_ratio, 2)] if system.diversity else ["", ""]
+            row += (
+                [show(system.diversity.unique), show(system.diversity.length_ratio, 2)]
+                if system.diversity
+                else ["", ""]
+            )
         rows.append(row)
     return title, header, rows
 
@@ -82,7 +101,13 @@ def _interval_table(result: Evaluation) -> tuple[str, list[str], list[list[str]]
         cells = []
         for name in names:
             found = system.intervals.get(name)
-            cells.append("" if found is None else f"{show(found.low)} {show(found.high)}" if not math.isnan(found.low) else "undefined")
+            cells.append(
+                ""
+                if found is None
+                else f"{show(found.low)} {show(found.high)}"
+                if not math.isnan(found.low)
+                else "undefined"
+            )
         rows.append([_label(system), *cells])
     level = result.settings.get("level", 0.95)
     return f"{level:.0%} bootstrap intervals by study", ["", *(SHORT.get(name, name) for name in names)], rows
@@ -100,21 +125,41 @@ def _comparison_table(comparisons: Sequence[Comparison], new: bool) -> tuple[str
                 verdict = "undefined"
             span = f"{show(gap.interval.low)} to {show(gap.interval.high)}"
             p = "" if gap.p_holm is None else show(gap.p_holm, 4)
-            rows.append([f"{_short(comparison.first)} - {_short(comparison.second)}", SHORT.get(name, name), show(gap.value), span, verdict, p])
+            rows.append(
+                [
+                    f"{_short(comparison.first)} - {_short(comparison.second)}",
+                    SHORT.get(name, name),
+                    show(gap.value),
+                    span,
+                    verdict,
+                    p,
+                ]
+            )
     where = "new studies" if new else "all studies"
     title = f"Paired differences, {where} (approximate randomisation, Holm over the pairs of a metric)"
     return title, ["", "metric", "difference", "interval", "", "p (Holm)"], rows
 
 
 def _label_tables(result: Evaluation) -> Iterable[tuple[str, list[str], list[list[str]]]]:
-    titles = {"finding": "By finding, read from both texts", "chexpert14": "CheXpert's 14 classes, read from both texts",
-              "coded": "By label coded by people, read from the generated text"}  # fmt: skip
+    titles = {
+        "finding": "By finding, read from both texts",
+        "chexpert14": "CheXpert's 14 classes, read from both texts",
+        "coded": "By label coded by people, read from the generated text",
+    }
     for name, kinds in result.tables.items():
         for kind, lines in kinds.items():
             rows = [
-                [line.label[:44], show(line.precision), show(line.recall), show(line.f1), str(line.support), str(line.predicted)]
-                for line in lines if line.support or line.predicted
-            ]  # fmt: skip
+                [
+                    line.label[:44],
+                    show(line.precision),
+                    show(line.recall),
+                    show(line.f1),
+                    str(line.support),
+                    str(line.predicted),
+                ]
+                for line in lines
+                if line.support or line.predicted
+            ]
             yield f"{titles[kind]}: {name}", ["", "precision", "recall", "F1", "support", "said"], rows
     for name, aucs in result.aucs.items():
         rows = [
@@ -130,7 +175,10 @@ def _detection_tables(result: Evaluation) -> Iterable[tuple[str, list[str], list
     for name, table in result.detection.items():
         at = table.at[0.5]
         rows = [
-            ["AP at IoU 0.5 (interval)", f"{show(at.mean_ap)} ({show(table.interval.low)} to {show(table.interval.high)})"],
+            [
+                "AP at IoU 0.5 (interval)",
+                f"{show(at.mean_ap)} ({show(table.interval.low)} to {show(table.interval.high)})",
+            ],
             ["AP at 0.75; at 0.5:0.95", f"{show(table.at[0.75].mean_ap)}; {show(table.mean)}"],
             ["mean IoU of matched boxes", show(at.mean_iou)],
             ["precision, recall, F1 of boxes", f"{show(at.precision)}, {show(at.recall)}, {show(at.f1)}"],
@@ -145,8 +193,18 @@ def _detection_tables(result: Evaluation) -> Iterable[tuple[str, list[str], list
             point = table.points[label]
             area, found, _ = table.case.by_label.get(label, (float("nan"), None, 0))
             span = f"{show(found.low)} to {show(found.high)}" if found is not None else ""
-            lines.append([label[:24], show(value), show(point.sensitivity), show(point.specificity), show(point.accuracy),
-                          show(point.f1), show(area), span])  # fmt: skip
+            lines.append(
+                [
+                    label[:24],
+                    show(value),
+                    show(point.sensitivity),
+                    show(point.specificity),
+                    show(point.accuracy),
+                    show(point.f1),
+                    show(area),
+                    span,
+                ]
+            )
         header = ["class", "AP 0.5", "sensitivity", "specificity", "accuracy", "F1", "AUC", "interval"]
         yield f"By class; sensitivity to F1 by study: {name}", header, lines
 
@@ -181,7 +239,11 @@ def footnotes(result: Evaluation) -> list[str]:
     lines = []
     for system in result.systems:
         if system.note:
-            text = f': "{system.diversity.most_frequent[:160]}"' if system.name.startswith("constant") and system.diversity else ""
+            text = (
+                f': "{system.diversity.most_frequent[:160]}"'
+                if system.name.startswith("constant") and system.diversity
+                else ""
+            )
             lines.append(f"{system.name}: {system.note}{text}")
         elif system.diversity is not None:
             spread = system.diversity
@@ -191,11 +253,13 @@ def footnotes(result: Evaluation) -> list[str]:
             )
     if result.ceiling:
         lines.append(
-            f"the reader on the references' own text against the coded labels: micro-F1 {result.ceiling['coded_f1_micro']:.3f}, "
-            f"macro-F1 {result.ceiling['coded_f1_macro']:.3f} (what a perfect report would score)"
+            "what a perfect report would score (the reader on the references' own text against the coded labels): "
+            f"micro-F1 {result.ceiling['coded_f1_micro']:.3f}, macro-F1 {result.ceiling['coded_f1_macro']:.3f}"
         )
     if len(result.ids) == 1:
-        lines.append("one study: CIDEr is undefined (every document frequency is 1 of 1), and so are intervals, tests and shuffles")
+        lines.append(
+            "one study: CIDEr is undefined (every document frequency is 1 of 1), and so are intervals, tests and shuffles"
+        )
     return lines + result.notes
 
 
@@ -224,7 +288,9 @@ def by_study_csv(result: Evaluation) -> str:
         columns = {score.name: score.per_study for score in system.scores}
         for row, key in enumerate(result.ids):
             new = "" if result.is_new is None else int(result.is_new[row])
-            cells = [f"{columns[n][row]:.6g}" if n in columns and not math.isnan(columns[n][row]) else "" for n in names]
+            cells = [
+                f"{columns[n][row]:.6g}" if n in columns and not math.isnan(columns[n][row]) else "" for n in names
+            ]
             writer.writerow([key, system.name, new, *cells])
     return lines.getvalue()
 

@@ -1,7 +1,8 @@
-"""How well probabilities rank and how far they can be believed: ROC, AUC, precision-recall, operating points, calibration.
+"""How well probabilities rank and how far they can be believed: ROC, AUC, precision-recall, operating points,
+calibration.
 
-AUC is the share of (positive, negative) pairs in the right order, ties one half; a bootstrap weighs studies, so that all resamples
-are one cumulative sum. Expected calibration error: Guo et al., ICML 2017, equal-width bins.
+AUC is the share of (positive, negative) pairs in the right order, ties one half; a bootstrap weighs studies, so that
+all resamples are one cumulative sum. Expected calibration error: Guo et al., ICML 2017, equal-width bins.
 
 Legend: N studies, R resamples.
 """
@@ -128,7 +129,9 @@ def at_threshold(truth: np.ndarray, scores: np.ndarray, threshold: float = 0.5) 
     return OperatingPoint(threshold, *(float(value) for value in values))
 
 
-def reliability(truth: np.ndarray, probability: np.ndarray, bins: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def reliability(
+    truth: np.ndarray, probability: np.ndarray, bins: int = 10
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns mean probability, share of positives and number of cases in equal-width bins; NaN in empty bins."""
     place = np.clip((probability * bins).astype(int), 0, bins - 1)
     number = np.bincount(place, minlength=bins).astype(float)

@@ -1,11 +1,12 @@
 """Scores that know their per-study statistics, and what resampling studies says of them.
 
-Every metric here is a function of sums over studies: BLEU of n-gram counts, F1 of true and false positives, ROUGE-L of scores and a
-count. So a bootstrap is one matrix product: `weights (R, N) @ statistics (N, K)`, then the metric's `finish` on (R, K).
+Every metric here is a function of sums over studies: BLEU of n-gram counts, F1 of true and false positives, ROUGE-L of
+scores and a count. So a bootstrap is one matrix product: `weights (R, N) @ statistics (N, K)`, then the metric's
+`finish` on (R, K).
 
 Legend: N studies, K statistics, R resamples.
-Bootstrap: Efron, Ann. Statist. 1979, percentile intervals. Paired tests: Koehn, EMNLP 2004; approximate randomisation: Riezler and
-Maxwell, ACL workshop 2005. Several comparisons: Holm, Scand. J. Statist. 1979.
+Bootstrap: Efron, Ann. Statist. 1979, percentile intervals. Paired tests: Koehn, EMNLP 2004; approximate randomisation:
+Riezler and Maxwell, ACL workshop 2005. Several comparisons: Holm, Scand. J. Statist. 1979.
 """
 
 from __future__ import annotations
@@ -161,7 +162,9 @@ def interval_of(values: np.ndarray, level: float = 0.95) -> Interval:
     return Interval(float(low), float(high), level)
 
 
-def intervals(scores: Sequence[Score], resamples: int = 1000, seed: int = 0, level: float = 0.95) -> dict[str, Interval]:
+def intervals(
+    scores: Sequence[Score], resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> dict[str, Interval]:
     """Returns the bootstrap interval of each score, by name; undefined for a single study."""
     if scores and len(scores[0].sums) < 2:
         return {score.name: Interval(float("nan"), float("nan"), level) for score in scores}
@@ -170,7 +173,8 @@ def intervals(scores: Sequence[Score], resamples: int = 1000, seed: int = 0, lev
 
 
 def randomisation(first: Sequence[Score], second: Sequence[Score], resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """Returns (M,) two-sided p-values of approximate randomisation: each study's pair is swapped with probability one half.
+    """Returns (M,) two-sided p-values of approximate randomisation: each study's pair is swapped with probability one
+    half.
 
     Args:
         first, second: the same M metrics of two systems on the same N studies.

@@ -103,8 +103,9 @@ class Evaluation:
     def flat(self) -> dict[str, float | str | int | None]:
         """Returns one flat object of named scores; undefined values are null.
 
-        A lone system's scores stand under their own names (`cider`, `cider.low`, `cider.high`), those of floors and of several
-        systems under `name.cider`, differences under `cider-constant` (with `.low`, `.high`, `.p`), the new studies under `new.`.
+        A lone system's scores stand under their own names (`cider`, `cider.low`, `cider.high`), those of floors and of
+        several systems under `name.cider`, differences under `cider-constant` (with `.low`, `.high`, `.p`), the new
+        studies under `new.`.
         """
         out: dict[str, Any] = {"studies": len(self.ids)}
         if self.is_new is not None:
@@ -158,7 +159,11 @@ class Evaluation:
 
 def _flat_detection(out: dict[str, Any], prefix: str, table: DetectionTable) -> None:
     at = table.at[0.5]
-    out |= {f"{prefix}ap50": at.mean_ap, f"{prefix}ap50.low": table.interval.low, f"{prefix}ap50.high": table.interval.high}
+    out |= {
+        f"{prefix}ap50": at.mean_ap,
+        f"{prefix}ap50.low": table.interval.low,
+        f"{prefix}ap50.high": table.interval.high,
+    }
     out |= {f"{prefix}ap75": table.at[0.75].mean_ap, f"{prefix}ap": table.mean, f"{prefix}mean_iou": at.mean_iou}
     out |= {f"{prefix}box_precision": at.precision, f"{prefix}box_recall": at.recall, f"{prefix}box_f1": at.f1}
     out |= {f"{prefix}froc": table.froc.mean, f"{prefix}boxes": at.predictions, f"{prefix}boxes_true": at.truths}

@@ -1,7 +1,7 @@
 """Scores systems and floors together, compares them in pairs, and returns one `Evaluation`.
 
-Floors are scored by the same code as systems: "constant" is a system that writes one report for everybody. Only the shuffled floor
-is special, being the mean over several shuffles of a system's own reports.
+Floors are scored by the same code as systems: "constant" is a system that writes one report for everybody. Only the
+shuffled floor is special, being the mean over several shuffles of a system's own reports.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def evaluate_reports(
     Args:
         joined: systems and references in one order.
         settings: how to score.
-        train: training references: the constant is chosen on them, the neighbour taken from them, and studies whose reference is
-            not among them are scored on their own.
-        train_predictions: a system's records of training studies (`features`, or `findings` with probabilities): the neighbour is
-            then the nearest in these; without it, the training report most like the prediction.
+        train: training references: the constant is chosen on them, the neighbour taken from them, and studies whose
+            reference is not among them are scored on their own.
+        train_predictions: a system's records of training studies (`features`, or `findings` with probabilities): the
+            neighbour is then the nearest in these; without it, the training report most like the prediction.
         labels: JSON of id -> labels that people coded.
 
     Returns:
@@ -112,7 +112,12 @@ def evaluate_reports(
     _add_constant(work)
     _add_neighbours(work, train_predictions)
     result = Evaluation(joined.ids, [], notes=list(joined.notes), is_new=_new_studies(work))
-    result.settings = {"profile": settings.profile, "resamples": settings.resamples, "seed": settings.seed, "level": settings.level}
+    result.settings = {
+        "profile": settings.profile,
+        "resamples": settings.resamples,
+        "seed": settings.seed,
+        "level": settings.level,
+    }
     _score(work, result)
     _intervals(work, result)
     if settings.resamples:
@@ -129,7 +134,9 @@ def _score_structured(work: _Work, result: Evaluation) -> None:
         boxes = structured.boxes_of(records[name])
         if truths is not None and boxes is not None:
             images = sum(structured.image_count(record) for record in records["reference"])
-            result.detection[name] = detection_table(boxes, truths, images, resamples=max(settings.resamples, 2), seed=settings.seed)
+            result.detection[name] = detection_table(
+                boxes, truths, images, resamples=max(settings.resamples, 2), seed=settings.seed
+            )
         probabilities = structured.probabilities_of(records[name])
         if not probabilities or work.reader is None:
             continue
@@ -150,8 +157,8 @@ def _tokenise(work: _Work) -> None:
     bare = without_tokens(joined.ids, work.references)
     if bare:
         raise InputError(
-            f"{len(bare)} references hold no token of profile {work.settings.profile!r} (not English?): {', '.join(bare[:10])}; "
-            "score other languages with --profile unicode"
+            f"{len(bare)} references hold no token of profile {work.settings.profile!r} (not English?): "
+            f"{', '.join(bare[:10])}; score other languages with --profile unicode"
         )
     for name, texts in joined.systems.items():
         work.texts[name] = texts
@@ -163,7 +170,9 @@ def _tokenise(work: _Work) -> None:
     letters = "".join(joined.references)[:200_000]
     foreign = sum(character.isalpha() and not character.isascii() for character in letters)
     if foreign > 0.05 * max(1, len(letters)) and work.settings.profile != "unicode":
-        joined.notes.append("many letters of the references are not English: the tokens [a-z0-9]+ break such words; use --profile unicode")
+        joined.notes.append(
+            "many letters of the references are not English: [a-z0-9]+ breaks such words; use --profile unicode"
+        )
 
 
 def _prepare_clinical(work: _Work, labels: Path | None) -> None:
@@ -206,7 +215,7 @@ def _add_constant(work: _Work) -> None:
 
 
 def _train_coded(work: _Work, candidates: Sequence[str]) -> np.ndarray | None:
-    """Returns the coded labels of the training studies (of the scored ones without --train); None when a study has none."""
+    """Returns the training studies' coded labels (the scored studies' without --train); None when a study has none."""
     from vlm.evaluation.clinical import read_labels
 
     if work.train is None or work.reader is None or work.labels is None:
@@ -215,7 +224,9 @@ def _train_coded(work: _Work, candidates: Sequence[str]) -> np.ndarray | None:
     try:
         return read_labels(work.labels, ids, work.reader.labels(work.settings.coded_view))
     except InputError:
-        work.joined.notes.append("the training studies have no coded labels: constant_f1 was chosen by what their texts say")
+        work.joined.notes.append(
+            "the training studies have no coded labels: constant_f1 was chosen by what their texts say"
+        )
         return None
 
 
@@ -227,11 +238,17 @@ def _add_neighbours(work: _Work, train_predictions: Reports | None) -> None:
         floor = _floor_name("neighbour", name, work.joined)
         by_vector = _vector_neighbours(work, name, train_predictions) if train_predictions is not None else None
         if by_vector is not None:
-            work.floor(floor, by_vector, "report of the training study nearest in the system's features or finding probabilities")
+            work.floor(
+                floor,
+                by_vector,
+                "report of the training study nearest in the system's features or finding probabilities",
+            )
             continue
         tokens = [work.profile.reference(work.train.texts[key]) for key in keys]
         nearest = floors.nearest_by_text(work.tokens[name], tokens, work.settings.seed)
-        work.floor(floor, [work.train.texts[keys[i]] for i in nearest], "training report most like the prediction (tf-idf)")
+        work.floor(
+            floor, [work.train.texts[keys[i]] for i in nearest], "training report most like the prediction (tf-idf)"
+        )
 
 
 def _vector_neighbours(work: _Work, name: str, train_predictions: Reports) -> list[str] | None:
@@ -241,7 +258,9 @@ def _vector_neighbours(work: _Work, name: str, train_predictions: Reports) -> li
     query = floors.vectors_of(work.joined.records[name])
     train = floors.vectors_of([train_predictions.records[key] for key in known]) if known else None
     if query is None or train is None or query.shape[1] != train.shape[1]:
-        work.joined.notes.append(f"{name}: no features or finding probabilities in both files; the neighbour is by text")
+        work.joined.notes.append(
+            f"{name}: no features or finding probabilities in both files; the neighbour is by text"
+        )
         return None
     return [by_uid[uid_of(known[i])] for i in floors.nearest_by_vector(query, train)]
 
@@ -271,7 +290,9 @@ def _score(work: _Work, result: Evaluation) -> None:
             break
         drawn = [_all_scores(work, index, hypotheses[name][order], name, readings, order) for order in shuffles]
         note = f"mean of {len(shuffles)} seeded shuffles of the predictions across patients"
-        result.systems.append(SystemResult(_floor_name("shuffled", name, work.joined), True, floors.average(drawn), {}, note=note))
+        result.systems.append(
+            SystemResult(_floor_name("shuffled", name, work.joined), True, floors.average(drawn), {}, note=note)
+        )
     for score in result.systems[0].scores:
         textual = not score.name.startswith(("finding", "coded", "false", "contra", "omis", "lateral"))
         result.signatures[score.name] = (
@@ -292,13 +313,19 @@ def _read_all(work: _Work) -> dict[str, dict[str, Readings]]:
         return {}
     views = [work.settings.view] + ([work.settings.coded_view] if work.coded is not None else [])
     texts = {"reference": work.joined.references, **work.texts}
-    return {view: {name: work.reader.read(lines, view) for name, lines in texts.items()} for view in dict.fromkeys(views)}
+    return {
+        view: {name: work.reader.read(lines, view) for name, lines in texts.items()} for view in dict.fromkeys(views)
+    }
 
 
 def _all_scores(
-    work: _Work, index: TextIndex, hypothesis: np.ndarray, name: str, readings: Mapping[str, Mapping[str, Readings]],
+    work: _Work,
+    index: TextIndex,
+    hypothesis: np.ndarray,
+    name: str,
+    readings: Mapping[str, Mapping[str, Readings]],
     order: np.ndarray | None = None,
-) -> list[Score]:  # fmt: skip
+) -> list[Score]:
     """Returns every score of one system, or of a shuffle of it."""
     scores = text_scores(index, hypothesis, work.settings.rouge_beta)
     if work.settings.meteor == "stem":
@@ -341,7 +368,9 @@ def _clinical_tables(work: _Work, result: Evaluation, readings: Mapping[str, Map
             mine = readings[coded_view][name]
             result.tables[name]["coded"] = label_table(mine.labels, mine.positive, work.coded)
     if work.coded is not None:
-        ceiling: dict[str, Any] = {s.name: s.value for s in coded_scores(readings[coded_view]["reference"], work.coded, coded_view)}
+        ceiling: dict[str, Any] = {
+            s.name: s.value for s in coded_scores(readings[coded_view]["reference"], work.coded, coded_view)
+        }
         result.ceiling = {name: ceiling[name] for name in ("coded_f1_micro", "coded_f1_macro")}
 
 
@@ -357,7 +386,7 @@ def _intervals(work: _Work, result: Evaluation) -> None:
 
 
 def _compare_all(work: _Work, result: Evaluation) -> None:
-    """Compares each pair of systems, and each system with its floors; p-values are corrected over the pairs of a metric."""
+    """Compares systems in pairs and with their floors; p-values are corrected over the pairs of a metric."""
     settings, names = work.settings, list(work.joined.systems)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     for name in names:

@@ -14,7 +14,8 @@ from vlm.types import Box, InputError
 def boxes_of(records: Sequence[Mapping[str, Any]]) -> list[list[Box]] | None:
     """Returns the boxes of each record, None when no record has a `boxes` list.
 
-    A record without the key among records with it is a study on which nobody drew boxes, which can't be scored: that is an error.
+    A record without the key among records with it is a study on which nobody drew boxes, which can't be scored: that is
+    an error.
 
     Raises:
         InputError: a box that is not one.
@@ -25,7 +26,9 @@ def boxes_of(records: Sequence[Mapping[str, Any]]) -> list[list[Box]] | None:
     for record in records:
         entries = record.get("boxes")
         if not isinstance(entries, list):
-            raise InputError(f"study {record.get('id')}: no list of boxes, while others have one; write [] where there is none")
+            raise InputError(
+                f"study {record.get('id')}: no list of boxes, while others have one; write [] where there is none"
+            )
         result.append([_box(entry, record.get("id")) for entry in entries])
     return result
 
@@ -34,12 +37,21 @@ def _box(entry: Any, study: Any) -> Box:
     try:
         x1, y1, x2, y2 = (float(value) for value in entry["xyxy"])
         confidence = entry.get("confidence")
-        box = Box((x1, y1, x2, y2), str(entry["label"]), int(entry.get("image", 0)), None if confidence is None else float(confidence))
+        box = Box(
+            (x1, y1, x2, y2),
+            str(entry["label"]),
+            int(entry.get("image", 0)),
+            None if confidence is None else float(confidence),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"study {study}: a box needs xyxy (four numbers) and a label; got {str(entry)[:120]}") from error
+        raise InputError(
+            f"study {study}: a box needs xyxy (four numbers) and a label; got {str(entry)[:120]}"
+        ) from error
     numbers = (*box.xyxy, box.confidence or 0.0)
     if not all(math.isfinite(value) for value in numbers) or x2 <= x1 or y2 <= y1:
-        raise InputError(f"study {study}: box {list(box.xyxy)} is not a rectangle with x1 < x2 and y1 < y2 in finite numbers")
+        raise InputError(
+            f"study {study}: box {list(box.xyxy)} is not a rectangle with x1 < x2 and y1 < y2 in finite numbers"
+        )
     return box
 
 
@@ -64,7 +76,9 @@ def probabilities_of(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarr
                 continue
             value = entry["probability"]
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise InputError(f"study {record.get('id')}: probability {value!r} of {entry.get('label')} is not in [0, 1]")
+                raise InputError(
+                    f"study {record.get('id')}: probability {value!r} of {entry.get('label')} is not in [0, 1]"
+                )
             row[str(entry.get("label"))] = float(value)
         rows.append(row)
     shared = set(rows[0]).intersection(*rows[1:]) if rows else set()
@@ -85,10 +99,16 @@ def findings_of(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray] |
     if not rows:
         return None
     shared = set(rows[0]).intersection(*rows[1:])
-    return {label: np.array([row[label] in ("present", "uncertain") for row in rows]) for label in rows[0] if label in shared}
+    return {
+        label: np.array([row[label] in ("present", "uncertain") for row in rows])
+        for label in rows[0]
+        if label in shared
+    }
 
 
-def map_labels(probabilities: Mapping[str, np.ndarray], concepts: Mapping[str, frozenset[str]]) -> dict[str, np.ndarray]:
+def map_labels(
+    probabilities: Mapping[str, np.ndarray], concepts: Mapping[str, frozenset[str]]
+) -> dict[str, np.ndarray]:
     """Returns scores of another view's labels: the highest probability of a model label whose concept the label covers.
 
     Args:

@@ -1,13 +1,13 @@
 """BLEU-1 to 4, ROUGE-L and CIDEr over all studies at once, equal to pycocoevalcap's to 1e-9 on the same tokens.
 
-Each metric takes a `TextIndex` (tokenised references, counted once) and the prediction of each study, and returns `Score`s with the
-corpus value, the per-study values and the statistics that a bootstrap resamples.
+Each metric takes a `TextIndex` (tokenised references, counted once) and the prediction of each study, and returns
+`Score`s with the corpus value, the per-study values and the statistics that a bootstrap resamples.
 
-Sources. BLEU: Papineni et al., ACL 2002, with the closest reference length and pycocoevalcap's constants (1e-15, 1e-9). ROUGE-L: Lin,
-2004, with beta 1.2. CIDEr: Vedantam et al., CVPR 2015: what pycocoevalcap calls CIDEr clips counts and penalises a difference of
-length with a Gaussian of sigma 6, which the paper calls CIDEr-D; here `cider` is that, and `cider_plain` is the cosine alone.
-Departure: CIDEr of a single study is NaN, since every document frequency is then 1 of 1 and all weights are zero; pycocoevalcap
-returns 0.
+Sources. BLEU: Papineni et al., ACL 2002, with the closest reference length and pycocoevalcap's constants (1e-15, 1e-9).
+ROUGE-L: Lin, 2004, with beta 1.2. CIDEr: Vedantam et al., CVPR 2015: what pycocoevalcap calls CIDEr clips counts and
+penalises a difference of length with a Gaussian of sigma 6, which the paper calls CIDEr-D; here `cider` is that, and
+`cider_plain` is the cosine alone. Departure: CIDEr of a single study is NaN, since every document frequency is then 1
+of 1 and all weights are zero; pycocoevalcap returns 0.
 
 Legend: N studies, P (study, reference) pairs, U documents, G n-grams of an order.
 """
@@ -131,7 +131,7 @@ def _take_bleu(order: int):  # type: ignore[no-untyped-def]
 
 
 def _clipped(index: TextIndex, hypothesis: np.ndarray, order: int) -> np.ndarray:
-    """Returns (N,) n-grams of the prediction that are in a reference, each at most as often as in the one that has most."""
+    """Returns (N,) n-grams of the prediction that a reference has, each at most as often as in the best reference."""
     grams = index.documents.grams[order]
     pairs, first, second = shared(grams, hypothesis[index.study], index.reference)
     matches = np.minimum(grams.counts[first], grams.counts[second])
@@ -164,7 +164,9 @@ def rouge_l(index: TextIndex, hypothesis: np.ndarray, beta: float = 1.2) -> Scor
     mine = hypothesis[index.study]  # (P,)
     distinct, inverse = np.unique(mine * len(documents.lengths) + index.reference, return_inverse=True)
     first, second = np.divmod(distinct, len(documents.lengths))
-    common = np.array([lcs_length(documents.tokens[a], documents.tokens[b]) for a, b in zip(first, second, strict=True)])
+    common = np.array(
+        [lcs_length(documents.tokens[a], documents.tokens[b]) for a, b in zip(first, second, strict=True)]
+    )
     common = common[inverse].astype(np.float64) if len(common) else np.zeros(len(mine))
     precision = np.nan_to_num(ratio(common, documents.lengths[mine]))
     recall = np.nan_to_num(ratio(common, documents.lengths[index.reference]))
@@ -178,7 +180,8 @@ def lcs_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Returns the length of the longest common subsequence, by bit-parallel rows (Hyyro, 2004).
 
     Args:
-        first, second: words' numbers. The shorter one is held in the bits of an integer, so cost is linear in the longer one.
+        first, second: words' numbers. The shorter one is held in the bits of an integer, so cost is linear in the
+            longer one.
     """
     if len(first) > len(second):
         first, second = second, first
@@ -245,4 +248,9 @@ def text_scores(index: TextIndex, hypothesis: np.ndarray, rouge_beta: float = 1.
         hypothesis: (N,) document of each study's prediction.
         rouge_beta: see `rouge_l`.
     """
-    return [*bleu(index, hypothesis), rouge_l(index, hypothesis, rouge_beta), cider(index, hypothesis), cider_plain(index, hypothesis)]
+    return [
+        *bleu(index, hypothesis),
+        rouge_l(index, hypothesis, rouge_beta),
+        cider(index, hypothesis),
+        cider_plain(index, hypothesis),
+    ]

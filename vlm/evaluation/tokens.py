@@ -1,10 +1,10 @@
 """How a report becomes tokens: the profiles that fix it, and the signature that names all that changes a score.
 
-The same predictions score BLEU-4 from 0.08 to 0.43 under scorers in use, so a score without its tokenisation can't be compared.
-`canonical` is ours to report. `r2gen-compat` follows https://github.com/cuhksz-nlp/R2Gen (modules/tokenizers.py and
-modules/datasets.py): its cleaning, a full stop as a token, references cut to the model's length. R2Gen cuts a reference to
-`max_seq_length` ids of which the first is the start mark, so 59 words of a reference remain of 60, and with a training vocabulary
-it writes `<unk>` for a rare word in references as well.
+The same predictions score BLEU-4 from 0.08 to 0.43 under scorers in use, so a score without its tokenisation can't be
+compared. `canonical` is ours to report. `r2gen-compat` follows https://github.com/cuhksz-nlp/R2Gen
+(modules/tokenizers.py and modules/datasets.py): its cleaning, a full stop as a token, references cut to the model's
+length. R2Gen cuts a reference to `max_seq_length` ids of which the first is the start mark, so 59 words of a reference
+remain of 60, and with a training vocabulary it writes `<unk>` for a rare word in references as well.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class Profile:
             return f"profile:{self.name}|case:lower|tok:{pattern}|cut:none|unk:none"
         limit, least = R2GEN_LIMITS[self.dataset]
         unknown = f"count<{least} in train" if self.vocabulary is not None else "none"
-        return f"profile:{self.name}-{self.dataset}|case:lower|tok:r2gen|cut:pred {limit}, ref {limit - 1}|unk:{unknown}"
+        return (
+            f"profile:{self.name}-{self.dataset}|case:lower|tok:r2gen|cut:pred {limit}, ref {limit - 1}|unk:{unknown}"
+        )
 
 
 PROFILES = ("canonical", "r2gen-compat", "r2gen-compat-mimic", "unicode")
@@ -94,7 +96,8 @@ def make_profile(name: str, train: Iterable[str] | None = None) -> Profile:
 
 
 def r2gen_clean(text: str, dataset: str = "openi") -> str:
-    """Returns a report as R2Gen cleans it: lower case, enumeration marks and punctuation removed, ` . ` between sentences.
+    """Returns a report as R2Gen cleans it: lower case, enumeration marks and punctuation removed, ` . ` between
+    sentences.
 
     Args:
         text: a report.

@@ -33,7 +33,14 @@ def scene(seed: int, studies: int = 25) -> tuple[list[list[Box]], list[list[Box]
             for _ in range(rng.integers(0, 3)):
                 dx, dy, dw = rng.normal(0, 3, 3)
                 box = (x + dx, y + dy, x + dx + max(2, w + dw), y + dy + max(2, h - dw))
-                prediction.append(Box(box, label if rng.random() < 0.85 else CLASSES[rng.integers(3)], 0, round(float(rng.random()), 3)))
+                prediction.append(
+                    Box(
+                        box,
+                        label if rng.random() < 0.85 else CLASSES[rng.integers(3)],
+                        0,
+                        round(float(rng.random()), 3),
+                    )
+                )
         for _ in range(rng.integers(0, 3)):
             x, y = rng.uniform(0, 80, 2)
             prediction.append(Box((x, y, x + 15, y + 15), CLASSES[rng.integers(3)], 0, round(float(rng.random()), 3)))
@@ -149,7 +156,13 @@ def test_mean_auc_leaves_out_rare_labels() -> None:
 def test_operating_point_and_calibration_by_hand() -> None:
     truth, scores = np.array([True, True, False, False]), np.array([0.9, 0.4, 0.6, 0.1])
     point = at_threshold(truth, scores, 0.5)
-    assert (point.sensitivity, point.specificity, point.precision, point.accuracy, point.f1) == (0.5, 0.5, 0.5, 0.5, 0.5)
+    assert (point.sensitivity, point.specificity, point.precision, point.accuracy, point.f1) == (
+        0.5,
+        0.5,
+        0.5,
+        0.5,
+        0.5,
+    )
     assert calibration_error(np.array([True, False]), np.array([0.95, 0.05])) == pytest.approx(0.05)
     assert calibration_error(np.ones(10, bool), np.full(10, 0.5)) == pytest.approx(0.5)
 

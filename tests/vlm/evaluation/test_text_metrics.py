@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L and CIDEr against pycocoevalcap on the same tokens, METEOR against itself and the jar, and undefined cases."""
+"""BLEU, ROUGE-L and CIDEr against pycocoevalcap on the same tokens, METEOR by hand, and undefined cases."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_meteor_by_hand() -> None:
     index, systems = index_texts(["the heart is normal", "opacity"], {"p": ["the heart is normal", "opacities"]})
     score = meteor(index, systems["p"])
     assert score.per_study[0] == pytest.approx(1.0)  # equal to the reference: one chunk, no penalty
-    # one stem match of weight 0.6, precision = recall = 0.6; one chunk in one match: fragmentation 1, but all is matched
+    # one stem match of weight 0.6, precision = recall = 0.6; one chunk that is the whole report
     assert score.per_study[1] == pytest.approx(0.6)
     assert "exact stem" in score.signature
 
