@@ -47,6 +47,7 @@ class BeamSettings:
         no_repeat_ngram_size: n-grams of tokens of this size occur once; 0 for no such rule.
         eos_token_ids: any of them ends an answer.
         pad_token_id: fills up; None for the first end token.
+        suppress_token_ids: never written (the de-identifier's mark, say).
 
     Raises:
         InputError: a value out of its range.
@@ -60,6 +61,7 @@ class BeamSettings:
     no_repeat_ngram_size: int = 0
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    suppress_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_beams < 1:
@@ -157,7 +159,9 @@ def search(
     prompt_ids: Tensor | None = None,
 ) -> list[list[Candidate]]:
     """The search itself, over whatever gives logits (arguments as in `beam_search`; prompt ids count in n-gram blocking)."""
+    suppressed = list(settings.suppress_token_ids)
     logits = stepper.prefill()  # (B, V)
+    logits[..., suppressed] = float("-inf")
     tracker = None
     if constraints is not None and any(entry is not None for entry in constraints):
         tracker = Tracker(constraints, settings, logits.device)
@@ -168,6 +172,7 @@ def search(
         if beams.done():
             return beams.answers()
         logits = stepper.step(beams.last_tokens, beams.parents)
+        logits[..., suppressed] = float("-inf")
 
 
 class _Beams:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from vlm.generation.automaton import Automaton, build, fold, is_word
 from vlm.generation.constraints import Constraints, TermSet
-from vlm.generation.negation import CLOSE, FORBIDDEN, OPEN, REQUIRED, AssertionAutomaton, compile_negation
+from vlm.generation.negation import CLOSE, FORBIDDEN, OPEN, PLAIN, REQUIRED, AssertionAutomaton, compile_negation
 from vlm.generation.tokens import TokenTable
 from vlm.types import InputError
 
@@ -46,6 +47,7 @@ class CompiledConstraints:
         carry_on: state -> tokens that go on with a term: (token, bits).
         rest: state -> bit number -> tokens that the term still takes.
         cost: (hard, 2) int64, tokens that a set takes from its beginning: a leading space included, and behind white space.
+        to_deny: (A,) int64, tokens that a denial still takes in each state of the negation automaton.
         stop_token: writes a full stop; None when the tokenizer has none.
         left_out: hard sets that don't fit into the length.
     """
@@ -65,6 +67,7 @@ class CompiledConstraints:
     carry_on: dict[int, tuple[tuple[int, int], ...]]
     rest: dict[int, dict[int, int]]
     cost: np.ndarray
+    to_deny: np.ndarray
     stop_token: int | None
     left_out: tuple[str, ...]
 
@@ -106,11 +109,12 @@ def compile_constraints(constraints: Constraints, tokenizer: Any, max_new_tokens
     signs = [1.0] * len(soft) + [-1.0] * len(soft_not)
     weights = [0.0] * len(hard) + [sign * (entry.weight or 0.0) for sign, entry in zip(signs, soft + soft_not, strict=True)]
     stop = table.by_bytes.get(b".")
+    assertion = compile_negation(negation)
     return CompiledConstraints(
         source=constraints,
         table=table,
         terms=terms,
-        assertion=compile_negation(negation),
+        assertion=assertion,
         events=events,
         meets=meets,
         inside=inside,
@@ -122,6 +126,7 @@ def compile_constraints(constraints: Constraints, tokenizer: Any, max_new_tokens
         carry_on=carry_on,
         rest=rest,
         cost=np.array([costs[entry.name] for entry in hard], dtype=np.int64).reshape(-1, 2),
+        to_deny=_to_deny(assertion, table),
         stop_token=stop,
         left_out=left_out,
     )
@@ -194,7 +199,10 @@ def _meanings(terms: Automaton, groups: list[tuple[list[bytes], int, int]]) -> t
             events[state] |= event
             meets[state] |= bits
     for ids in terms.levels:
-        events[ids] |= events[terms.fails[ids]]
+        inherited = events[terms.fails[ids]]
+        # Of a trigger inside another the longer decides: "not without" isn't "without".
+        own_cue = (events[ids] & (OPEN | CLOSE)) > 0
+        events[ids] |= np.where(own_cue, inherited & ~(OPEN | CLOSE), inherited)
         meets[ids] |= meets[terms.fails[ids]]
     return events, meets
 
@@ -225,6 +233,19 @@ def _ways(
                 carry_on[state][token] = carry_on[state].get(token, 0) | bits
             inside[state] |= inside[suffix]
     return dict(rest), {state: tuple(tokens.items()) for state, tokens in carry_on.items()}, inside
+
+
+@lru_cache(maxsize=16)
+def _to_deny(assertion: AssertionAutomaton, table: TokenTable) -> np.ndarray:
+    """Tokens to the end of the shortest denial; in PLAIN those of a whole one, for a term that is about to need it."""
+    left = np.zeros(len(assertion.moves), dtype=np.int64)
+    for text in assertion.denials:
+        rest = _tokens_left(text, table)
+        for start in range(1, len(text)):
+            state = assertion.nodes[text[:start]]
+            left[state] = min(rest[start], left[state] or FAR)
+        left[PLAIN] = min(rest[0], left[PLAIN] or FAR)
+    return left
 
 
 def _tokens_left(term: bytes, table: TokenTable) -> list[int]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlm.generation.automaton import AFTER_SPACE, fold, is_word
 from vlm.generation.compiling import CompiledConstraints
-from vlm.generation.negation import BROKEN, PADDING, PLAIN, SPACE, STOP
+from vlm.generation.negation import BROKEN, FORBIDDEN, PADDING, PLAIN, SPACE, STOP
 from vlm.types import InputError
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class Tracker:
         self.no_repeat = torch.tensor([entry is not None and not entry.source.repeat_sentences for entry in constraints], device=device)
         self.remembers = bool(self.no_repeat.any())
         self.has_sets = any(entry.names for entry in distinct)
+        self.forbids = bool((self.events & FORBIDDEN).any())
         self.has_soft = any(entry.weights.any() for entry in distinct)
 
     def _tensor(self, array: np.ndarray | list[int], dtype: torch.dtype = torch.long) -> Tensor:
@@ -120,21 +121,26 @@ class Tracker:
         self.term_offsets = offsets
 
     def _stack_assertion(self, distinct: list[CompiledConstraints]) -> None:
-        automata = [entry.assertion for entry in distinct]
+        automata = list({id(entry.assertion): entry.assertion for entry in distinct}.values())
         offsets = np.concatenate([[0], np.cumsum([len(automaton.moves) for automaton in automata])])
-        moves = np.concatenate([automaton.moves + offset for automaton, offset in zip(automata, offsets, strict=False)])
+        place = {id(automaton): int(offset) for automaton, offset in zip(automata, offsets, strict=False)}
+        moves = np.concatenate([automaton.moves + place[id(automaton)] for automaton in automata])
         self.assertion_moves = self._tensor(moves, torch.int32).flatten()
         self.assertion_shape = moves.shape[1:]
-        self.assertion_start = self._tensor(offsets[:-1])[self.which] + PLAIN
+        self.assertion_start = self._tensor([place[id(entry.assertion)] for entry in distinct])[self.which] + PLAIN
         self.assertion_classes = self._tensor(automata[0].classes)
         self.broken = torch.zeros(len(moves), dtype=torch.bool, device=self.device)
         self.broken[self._tensor(offsets[:-1] + BROKEN)] = True
-        # Bits that count in a state: all, or inside a scope only those that a negated mention meets too.
-        counts = [np.where(entry.assertion.negated, ~np.int64(entry.asserted), np.int64(-1)) for entry in distinct]
-        self.counts = self._tensor(np.concatenate(counts))
+        to_deny = {id(entry.assertion): entry.to_deny for entry in distinct}
+        self.to_deny = self._tensor(np.concatenate([to_deny[id(automaton)] for automaton in automata]), torch.float32)
+        self.longest_denial = int(self.to_deny.max())
+        self.plain = torch.zeros_like(self.broken)
+        self.plain[self._tensor(offsets[:-1] + PLAIN)] = True
         self.negated = self._tensor(np.concatenate([automaton.negated for automaton in automata]), torch.bool)
+        self.unnegated_bits = (~self.negated).long().neg()  # -1 (all bits) outside a negation's scope, 0 inside
+        self.any_bits = ~self._tensor([entry.asserted for entry in distinct])[self.which]  # (B,) bits that a negated mention meets
         boundary = np.zeros(PADDING + 1, dtype=np.int64)
-        boundary[SPACE:STOP + 2] = -1
+        boundary[SPACE : STOP + 2] = -1
         self.boundary = self._tensor(boundary)
 
     def _stack_tokens(self, matrix: np.ndarray, settings: BeamSettings) -> None:
@@ -227,7 +233,7 @@ class Tracker:
             banned = banned | (self._breaks_at_end(after) & ~self.is_end[tokens])
         banned = banned & ~self.free[:, None, None]
         allowed = ~banned
-        if self.has_must:
+        if self.has_must or self.forbids:
             allowed = self._in_time(after, missing, allowed, self._apt(state, after, logprobs), step)
         return after, allowed, banned
 
@@ -239,10 +245,11 @@ class Tracker:
         boundary = self.boundary[class_]
         events_width, classes_width = self.assertion_shape
         shape = pieces.shape[1:]
+        any_bits = self.any_bits[:, None, None]
         terms, assertion, met = (field[:, :, None].expand(shape) for field in (state.terms, state.assertion, state.met))
         for position in range(longest):
             if self.has_sets:
-                met = met | (self.meets[terms] & self.counts[assertion] & boundary[position])
+                met = met | (self.meets[terms] & (self.unnegated_bits[assertion] | any_bits) & boundary[position])
             move = (assertion * events_width + self.events[terms]) * classes_width + class_[position]
             assertion = self.assertion_moves[move].long()
             terms = self.term_moves[terms * self.term_width + term_class[position]].long()
@@ -285,21 +292,35 @@ class Tracker:
         """
         left = self.settings.max_new_tokens - step - 1  # tokens behind this one
         rules = [allowed & apt]
-        if left <= self.total_cost + self.max_level // 2 + 1 + CLOSING:
+        if left <= self.total_cost + self.max_level // 2 + 1 + CLOSING + self.longest_denial:
             missing = missing & ~self._pending(after)
-            need = self._need(after, missing)
+            need = self._need(after, missing) + self._denial_need(after, missing)
             stops = ((missing[..., None] >> self.bits) & 1).sum(-1) - (after.sentence == 0).long()
-            in_comfort = (need + stops + CLOSING <= left) | (missing == 0)
-            in_time = (need <= left) | (missing == 0)
+            idle = need == 0
+            in_comfort = (need + stops + CLOSING <= left) | idle
+            in_time = (need <= left) | idle
             rules = [allowed & apt & in_comfort, allowed & in_comfort, allowed & in_time, *rules]
         chosen = allowed
         for rule in reversed(rules):
             chosen = torch.where(rule.any(-1, keepdim=True), rule, chosen)
         return chosen
 
+    def _denial_need(self, state: Tracked, missing: Tensor) -> Tensor:
+        """Tokens to the end of the denial that a forbidden term asks for.
+
+        Right behind the term it is one token, that makes it another word; none if that goes on with a missing required term.
+        """
+        plain = self.plain[state.assertion]
+        open_sets = (missing[..., None] >> self.bits) & 1
+        goes_on = ((self.saved[self.row_of[state.terms]] > 0) & (open_sets > 0)).any(-1)
+        term_ends = ((self.events[state.terms] & FORBIDDEN) != 0) & ~goes_on
+        need = torch.where(plain, term_ends.float(), self.to_deny[state.assertion])
+        return need * ~self.free.view(-1, *[1] * (state.terms.dim() - 1))
+
     def _pending(self, state: Tracked) -> Tensor:
         """Bits of the terms that end here, if a boundary follows."""
-        return self.meets[state.terms] & self.counts[state.assertion]
+        any_bits = self.any_bits.view(-1, *[1] * (state.terms.dim() - 1))
+        return self.meets[state.terms] & (self.unnegated_bits[state.assertion] | any_bits)
 
     def _breaks_at_end(self, state: Tracked) -> Tensor:
         """Whether a text that ends here asserts what it must not."""
