@@ -25,11 +25,13 @@ class Fault:
         message: one line for a person.
         concepts: ids concerned, the one to correct first.
         edge: the edge concerned.
+        kind: "circle" or "clash" for the faults that a source can have in itself.
     """
 
     message: str
     concepts: tuple[str, ...] = ()
     edge: Edge | None = None
+    kind: str = ""
 
     def keys(self, content: Content) -> list[str | int]:
         """Keys of `content.lines` under which the fault may have been read, the best first."""
@@ -48,6 +50,22 @@ def faults(graph: KnowledgeGraph) -> Iterator[Fault]:
     yield from _findings_without_place(graph)
     yield from _exclusions(graph)
     yield from _missing_provenance(graph)
+
+
+def located_faults(graph: KnowledgeGraph, content: Content, kinds: tuple[str, ...] = ()) -> list[str]:
+    """Faults as messages that start with file and line where these are known.
+
+    Args:
+        graph: made from `content`.
+        content: remembers the lines.
+        kinds: only faults of these kinds; () for all.
+    """
+    out = []
+    for fault in faults(graph):
+        if not kinds or fault.kind in kinds:
+            place = next((content.lines[key] for key in fault.keys(content) if key in content.lines), None)
+            out.append(f"{place[0]}:{place[1]}: {fault.message}" if place else fault.message)
+    return out
 
 
 def _unknown_ends(graph: KnowledgeGraph) -> Iterator[Fault]:
@@ -124,7 +142,11 @@ def _terms(c: Concept) -> Iterator[tuple[str, bool]]:
 
 def _shared_terms(graph: KnowledgeGraph) -> Iterator[Fault]:
     for term, first, second in term_clashes(graph):
-        yield Fault(f"synonym clash: {term!r} names both {first!r} and {second!r}; keep it in one", (second, first))
+        yield Fault(
+            f"synonym clash: {term!r} names both {first!r} and {second!r}; keep it in one",
+            (second, first),
+            kind="clash",
+        )
 
 
 def _findings_without_place(graph: KnowledgeGraph) -> Iterator[Fault]:
