@@ -56,7 +56,7 @@ def meteor(index: TextIndex, hypothesis: np.ndarray) -> Score:
     )
     pairs = np.stack(np.divmod(distinct, len(documents.lengths)), axis=1)
     rows = [_statistics(documents.tokens[a], documents.tokens[b], stems, function) for a, b in pairs.tolist()]
-    sums = np.array(rows, dtype=np.float64).reshape(-1, 9)[inverse]  # (P, 9)
+    sums = np.array(rows, dtype=np.float64).reshape(-1, 8)[inverse]  # (P, 8)
     if len(index.reference) != index.studies:
         order = np.lexsort((-meteor_of_sums(sums), index.study))
         sums = sums[order[np.flatnonzero(np.diff(index.study[order], prepend=-1))]]
@@ -68,17 +68,17 @@ def meteor(index: TextIndex, hypothesis: np.ndarray) -> Score:
 
 
 def meteor_of_sums(sums: np.ndarray) -> np.ndarray:
-    """Turns (..., 9) summed statistics into METEOR.
+    """Turns (..., 8) summed statistics into METEOR.
 
     The statistics: weighted matches of content words in prediction and reference, the same of function words, weighted
-    length of prediction and reference (delta a content word, 1 - delta a function word), matched words, chunks, reports
-    that are not one chunk that equals the reference.
+    length of prediction and reference (delta a content word, 1 - delta a function word), matched words, chunks. A
+    report that is aligned whole in one chunk counts no chunk, as in METEOR 1.5, so a perfect corpus scores 1.
     """
     hit_p = DELTA * sums[..., 0] + (1 - DELTA) * sums[..., 2]
     hit_r = DELTA * sums[..., 1] + (1 - DELTA) * sums[..., 3]
     precision, recall = np.nan_to_num(ratio(hit_p, sums[..., 4])), np.nan_to_num(ratio(hit_r, sums[..., 5]))
     mean = np.nan_to_num(ratio(precision * recall, ALPHA * precision + (1 - ALPHA) * recall))
-    fragments = np.where(sums[..., 8] > 0, np.nan_to_num(ratio(sums[..., 7], sums[..., 6])), 0.0)
+    fragments = np.nan_to_num(ratio(sums[..., 7], sums[..., 6]))
     return mean * (1 - GAMMA * fragments**BETA)
 
 
@@ -91,7 +91,7 @@ def _stems(words: Sequence[str]) -> list[int]:
 
 
 def _statistics(prediction: list[int], reference: list[int], stems: list[int], function: np.ndarray) -> list[float]:
-    """Returns the nine statistics of one pair (see `meteor_of_sums`)."""
+    """Returns the eight statistics of one pair (see `meteor_of_sums`)."""
     pairs = align([stems[word] for word in prediction], [stems[word] for word in reference])
     content_p = content_r = function_p = function_r = 0.0
     chunks, last = 0, (-2, -2)
@@ -109,7 +109,7 @@ def _statistics(prediction: list[int], reference: list[int], stems: list[int], f
         last = (i, j)
     length_p, length_r = _weighted_length(prediction, function), _weighted_length(reference, function)
     same = chunks == 1 and len(pairs) == len(prediction) == len(reference)
-    return [content_p, content_r, function_p, function_r, length_p, length_r, len(pairs), chunks, float(not same)]
+    return [content_p, content_r, function_p, function_r, length_p, length_r, len(pairs), 0 if same else chunks]
 
 
 def _weighted_length(words: list[int], function: np.ndarray) -> float:

@@ -258,7 +258,7 @@ def footnotes(result: Evaluation) -> list[str]:
         )
     if len(result.ids) == 1:
         lines.append(
-            "one study: CIDEr is undefined (every document frequency is 1 of 1), and so are intervals, tests and shuffles"
+            "one study: CIDEr is undefined (every document frequency is 1 of 1), so are intervals, tests and shuffles"
         )
     return lines + result.notes
 

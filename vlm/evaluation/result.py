@@ -71,6 +71,7 @@ class Evaluation:
         is_new: (N,) bool, reference not among the training references; None without those.
         detection: system -> boxes.
         aucs: system -> AUC of its finding probabilities.
+        probabilities: system -> (label -> (N,) truth, label -> (N,) probability), what `aucs` was made of.
         tables: system -> "finding" or "coded" -> rows by label.
         ceiling: scores of the references' own text against the coded labels: what the reader can reach.
         notes: what a reader of the numbers should know.
@@ -84,6 +85,7 @@ class Evaluation:
     is_new: np.ndarray | None = None
     detection: dict[str, DetectionTable] = field(default_factory=dict)
     aucs: dict[str, MeanAuc] = field(default_factory=dict)
+    probabilities: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = field(default_factory=dict)
     tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     ceiling: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

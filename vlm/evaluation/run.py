@@ -148,6 +148,7 @@ def _score_structured(work: _Work, result: Evaluation) -> None:
             if known is None:
                 continue
             truth, scores = known, probabilities
+        result.probabilities[name] = (truth, scores)
         result.aucs[name] = mean_auc(truth, scores, resamples=max(settings.resamples, 2), seed=settings.seed)
 
 
