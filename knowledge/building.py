@@ -50,8 +50,8 @@ def build(
         The graph and what to tell about it.
 
     Raises:
-        KnowledgeError: a source is broken in itself (a circle, an unknown relation, a duplicate id, a synonym of two of its
-            own concepts): file and line are named.
+        KnowledgeError: a source is broken in itself (a circle, an unknown relation, a duplicate id, a synonym of two of
+            its own concepts): file and line are named.
     """
     built = Built(base)
     for source in sources:

@@ -1,8 +1,8 @@
 """Weighted `associated_with` edges from which findings are present together in a corpus of reports.
 
-For findings a and b present in n_a, n_b and, both, n_ab of N reports, lift = n_ab N / (n_a n_b). The weight of the edge is the
-normalised pointwise mutual information, ln(lift) / -ln(n_ab / N): 0 when independent, 1 when never one without the other
-(Bouma 2009). Pairs of which one is a kind of the other are left out: that they occur together says nothing.
+For findings a and b present in n_a, n_b and, both, n_ab of N reports, lift = n_ab N / (n_a n_b). The weight of the edge
+is the normalised pointwise mutual information, ln(lift) / -ln(n_ab / N): 0 when independent, 1 when never one without
+the other (Bouma 2009). Pairs of which one is a kind of the other are left out: that they occur together says nothing.
 """
 
 from __future__ import annotations

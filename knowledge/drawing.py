@@ -1,7 +1,7 @@
 """A picture of a concept and its surroundings, that a person can read.
 
-The concept stands in the middle; its neighbours stand on ellipses around it, grouped by relation, each in a box with its
-preferred term. An arrow reads from source to target; its colour is the relation, its width the weight.
+The concept stands in the middle; its neighbours stand on ellipses around it, grouped by relation, each in a box with
+its preferred term. An arrow reads from source to target; its colour is the relation, its width the weight.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def draw(graph: KnowledgeGraph, id: str, out: Path, limit: int = MOST) -> int:
     everything = len(around(graph, id, 1, len(graph.concepts)).concepts)
     places = _places(part, id)
     figure = Figure(figsize=(14, 9))
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0.01, 0.05, 0.98, 0.9))
-    boxes = {}
+    boxes: dict[str, Any] = {}
     for node, (x, y) in places.items():
         c = part.concepts[node]
         middle = node == id
@@ -65,10 +65,17 @@ def draw(graph: KnowledgeGraph, id: str, out: Path, limit: int = MOST) -> int:
         text = "\n".join(textwrap.wrap(c.name, 20, break_long_words=False))
         boxes[node] = axes.text(x, y, text, ha="center", va="center", fontsize=14 if middle else 11, bbox=box, zorder=3,
                   fontweight="bold" if middle else "normal")  # fmt: skip
-    _arrows(axes, part, places, boxes, id)
     axes.set_xlim(-1.18, 1.18)
     axes.set_ylim(-1.14, 1.14)
     axes.axis("off")
+    renderer = canvas.get_renderer()
+    inverse = axes.transData.inverted()
+    halves = {}
+    for node, text in boxes.items():
+        text.update_bbox_position_size(renderer)
+        extent = inverse.transform_bbox(text.get_bbox_patch().get_window_extent(renderer))
+        halves[node] = (extent.width / 2, extent.height / 2)
+    _arrows(axes, part, places, halves, id)
     _legend(axes, part)
     left_out = everything - len(part.concepts)
     title = f"{graph.concepts[id].name}, graph {graph.version} ({graph.hash[:8]})"
@@ -99,7 +106,11 @@ def _places(part: KnowledgeGraph, id: str) -> dict[str, tuple[float, float]]:
 
 
 def _arrows(
-    axes: Any, part: KnowledgeGraph, places: dict[str, tuple[float, float]], boxes: dict[str, Any], id: str
+    axes: Any,
+    part: KnowledgeGraph,
+    places: dict[str, tuple[float, float]],
+    halves: dict[str, tuple[float, float]],
+    id: str,
 ) -> None:
     from matplotlib.patches import FancyArrowPatch
 
@@ -110,13 +121,22 @@ def _arrows(
         if e.relation is Relation.EXCLUDES and (e.source > e.target):
             continue  # drawn once, with a head at both ends
         arrow = FancyArrowPatch(
-            places[e.source], places[e.target], shrinkA=1, shrinkB=2, mutation_scale=13,
-            patchA=boxes[e.source].get_bbox_patch(), patchB=boxes[e.target].get_bbox_patch(),
+            _border(places[e.source], halves[e.source], places[e.target]),
+            _border(places[e.target], halves[e.target], places[e.source]),
+            shrinkA=0, shrinkB=0, mutation_scale=13,
             arrowstyle="<|-|>" if e.relation is Relation.EXCLUDES else "-|>", color=COLOURS[e.relation],
             linewidth=(0.8 + 1.8 * e.weight) if own else 0.7, alpha=0.95 if own else 0.25,
             connectionstyle="arc3,rad=0.0" if own else "arc3,rad=0.15", zorder=2 if own else 1,
         )  # fmt: skip
         axes.add_patch(arrow)
+
+
+def _border(centre: tuple[float, float], half: tuple[float, float], toward: tuple[float, float]) -> tuple[float, float]:
+    """Where the line from a box's centre to another point leaves the box, with a little room."""
+    dx, dy = toward[0] - centre[0], toward[1] - centre[1]
+    scale = min(half[0] / abs(dx) if dx else math.inf, half[1] / abs(dy) if dy else math.inf)
+    scale = min(1.0, scale * 1.06)
+    return centre[0] + dx * scale, centre[1] + dy * scale
 
 
 def _legend(axes: Any, part: KnowledgeGraph) -> None:

@@ -38,7 +38,7 @@ def export(graph: KnowledgeGraph, out: Path) -> None:
 
 
 def graphml(graph: KnowledgeGraph) -> str:
-    """GraphML text: nodes with name, kind, synonyms, cross-references, source; edges with relation, weight, provenance."""
+    """GraphML text: nodes with name, kind, terms and source; edges with relation, weight and provenance."""
     plain = nx.MultiDiGraph(version=graph.version, hash=graph.hash)
     for c in graph.concepts.values():
         lists = {"synonyms": "; ".join((*c.synonyms, *c.adjectives)), "xrefs": "; ".join(c.xrefs)}
@@ -52,7 +52,7 @@ def graphml(graph: KnowledgeGraph) -> str:
 
 
 def jsonld(graph: KnowledgeGraph) -> str:
-    """JSON-LD text: `skos:Concept` with labels, matches and relations; weights on reified edges under `radscribe:edges`."""
+    """JSON-LD text: `skos:Concept` with labels, matches and relations; a statement an edge holds its weight."""
     nodes = []
     for c in graph.concepts.values():
         node: dict[str, Any] = {

@@ -2,8 +2,8 @@
 
     words ──► keys (one spelling) ──► longest phrases in a trie ──► clauses ──► cues and scope ──► mentions
 
-After NegEx (Chapman 2001) and the CheXpert labeler (Irvin 2019); no parser and no model. Sentences repeat in radiology, so
-what a sentence says is kept; offsets are added anew. `XXXX`, the de-identifier's mark, is a word that means nothing.
+After NegEx (Chapman 2001) and the CheXpert labeler (Irvin 2019); no parser and no model. Sentences repeat in radiology,
+so what a sentence says is kept; offsets are added anew. `XXXX`, the de-identifier's mark, is a word that means nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ASKED = ("indication", "history", "clinical")
 SILENT = ("comparison", "technique", "examination", "procedure")
 """Sections that say nothing of what is seen now."""
 OTHER_ONLY_ALONE = ("openi20",)
-"""Views whose "others" label is given only when no other label is (how the coders of Open-i's 20 labels used it)."""
+"""Views whose "others" is given only when no other label is; Open-i's coders used it so."""
 
 _HEADER = re.compile(
-    r"(?:(?<=\n)|^|(?<=[.]\s))[ \t]*(?P<name>findings?|impressions?|conclusions?|indications?|reason for (?:exam|study)|"
+"""Views whose "others" is given only when no other label is: how the coders of Open-i used it."""
     r"(?:clinical )?(?:history|information)|comparisons?|techniques?|exam(?:ination)?|procedure)\s*:",
     re.IGNORECASE,
 )
@@ -145,9 +145,9 @@ _RANK = {ABSENT: 0, UNCERTAIN: 1, PRESENT: 2}
 def label_mentions(mentions: Iterable[Mention], graph: KnowledgeGraph, view: str = "radscribe") -> dict[str, Certainty]:
     """What the mentions say of each label of a view.
 
-    Present outweighs uncertain, uncertain outweighs absent; history ("past") counts for nothing. "normal" is present when
-    something was said and no finding is present or uncertain, absent when one is present, uncertain when one is only
-    possible. "other finding" is present when a finding outside the view's other labels is.
+    Present outweighs uncertain, uncertain outweighs absent; history ("past") counts for nothing. "normal" is present
+    when something was said and no finding is present or uncertain, absent when one is present, uncertain when one is
+    only possible. "other finding" is present when a finding outside the view's other labels is.
 
     Args:
         mentions: from `ReportReader.read`.

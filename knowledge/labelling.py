@@ -11,6 +11,7 @@ from knowledge.errors import KnowledgeError
 from knowledge.extraction import ReportReader, label_mentions
 from knowledge.graph import KnowledgeGraph, write_atomic
 from knowledge.ontology import Certainty, Kind
+from knowledge.tables import Views
 
 UNCERTAIN = {"empty": "", "-1": "-1", "1": "1", "0": "0"}
 """How an uncertain finding may be written; torchxrayvision leaves it empty (NaN), CheXpert's labeler writes -1."""
@@ -53,5 +54,5 @@ def label_table(texts: Mapping[str, str], graph: KnowledgeGraph, view: str, unce
 
 def with_view_of_all(graph: KnowledgeGraph) -> KnowledgeGraph:
     """The graph with a view "all" of every finding by id; a finding counts for what it is a kind of, too."""
-    views = {**graph.views, ALL: {id: (id,) for id in graph.of_kind(Kind.FINDING)}}
+    views: Views = {**graph.views, ALL: {id: (id,) for id in graph.of_kind(Kind.FINDING)}}
     return KnowledgeGraph(graph.concepts, graph.edges, views, graph.version, check=False)

@@ -1,4 +1,4 @@
-"""Joins concepts and edges of several sources into one graph that stays sound; what does not fit is left out and told."""
+"""Joins concepts and edges of several sources into one sound graph; what does not fit is refused, and told."""
 
 from __future__ import annotations
 

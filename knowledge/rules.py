@@ -22,7 +22,7 @@ from knowledge.graph import KnowledgeGraph
 from knowledge.ontology import Certainty, Relation
 
 ACUTE_WEIGHT = 0.9
-"""An edge `normal excludes X` of at least this weight says that X is acute, so "no acute abnormality" excludes it too."""
+"""`normal excludes X` of at least this weight says that X is acute, so that "no acute abnormality" excludes it too."""
 
 
 class Contradiction(NamedTuple):

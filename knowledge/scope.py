@@ -1,4 +1,4 @@
-"""Who is said of whom: from the phrases of a sentence to mentions with certainty, place, attributes, measure and change.
+"""Who is said of whom: from a sentence's phrases to mentions with certainty, place, attributes, measure and change.
 
 The grammar is that of radiology prose, after NegEx and CheXpert's patterns, without a parser:
 
@@ -38,8 +38,8 @@ class Phrase:
 class Reading:
     """A mention before its offsets are known: words [start, end), phrase `index` of its clause.
 
-    `fixed`: the certainty is not for cues to change. `head`: (concept, start, end) of the finding that a composite is about;
-    where the state is denied (`inside`: "a nodule that is not calcified"), the head itself stays said.
+    `fixed`: the certainty is not for cues to change. `head`: (concept, start, end) of the finding that a
+    composite is about; where the state is denied (`inside`: "a nodule that is not calcified"), the head stays said.
     """
 
     concept: str
@@ -108,8 +108,6 @@ def _new_statement(phrases: list[Phrase], i: int) -> bool:
     while j < len(phrases):
         roles = phrases[j].roles
         if "comma" in roles or "and" in roles or "or" in roles or "break" in roles:
-            if first and "or" in roles:
-                return False
             return False
         if first and "unchanged" in roles and "finding" in _next_roles(phrases, j):
             return True
@@ -119,9 +117,9 @@ def _new_statement(phrases: list[Phrase], i: int) -> bool:
             return True
         if first and "negates_after" in roles and "negates_before" not in roles:
             return True
-        if "verb" in roles or "negates_near" in roles or ("quality" in roles and "finding" not in roles):
-            if subject:
-                return "exists" not in _next_roles(phrases, j)
+        predicate = "verb" in roles or "negates_near" in roles or ("quality" in roles and "finding" not in roles)
+        if predicate and subject:
+            return "exists" not in _next_roles(phrases, j)
         if "finding" in roles or "place" in roles or "head" in roles:
             subject = True
         first = False
@@ -244,12 +242,12 @@ def _negated_state(clause: list[Phrase], i: int, p: Phrase) -> bool:
 
 
 def _only_the_rest(clause: list[Phrase], i: int) -> bool:
-    """Whether a state is said of the remainder: "the lungs are otherwise clear" denies nothing that was named before."""
+    """A denied generic word: "no abnormality" says the study is normal, "no bony abnormality" the bones."""
     return any(p.roles.get("ends") == "otherwise" for p in clause[:i])
 
 
 def _nothing_wrong(clause: list[Phrase], lexicon: Lexicon) -> list[Reading]:
-    """A denied generic word: "no acute abnormality" says that the study is normal, "no bony abnormality" that bones are."""
+    """A denied generic word: "no abnormality" says the study is normal, "no bony abnormality" that bones are."""
     out = []
     for i, p in enumerate(clause):
         if "generic" not in p.roles or "finding" in p.roles:

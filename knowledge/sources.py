@@ -9,8 +9,8 @@
 | adjacency matrix beside a keyword list | `associated_with` |
 | folder of tables, `*.json`, `*.csv`, `*.tsv` with the columns of `knowledge.tables` | everything |
 
-What a file says in other words about a concept that the graph already has joins that concept: by id, by cross-reference,
-or by an exact term.
+What a file says about a concept that the graph already has joins it: by id, by cross-reference, or by an exact
+term.
 """
 
 from __future__ import annotations

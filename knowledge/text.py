@@ -49,9 +49,9 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     start = 0
     for match in _SENTENCE_END.finditer(text):
-        if match.group()[0] == "." and len(match.group()) == 1 and match.start() - start < 500:
-            if _NOT_AN_END.search(text, max(start, match.start() - 8), match.start()) and match.end() < len(text):
-                continue
+        dot = match.start()
+        if match.group() == "." and match.end() < len(text) and _NOT_AN_END.search(text, max(start, dot - 8), dot):
+            continue
         _keep(text, start, match.end(), spans)
         start = match.end()
     _keep(text, start, len(text), spans)
@@ -87,9 +87,9 @@ def fold(word: str) -> str:
 class Speller:
     """Maps words to keys, correcting one slip in long words.
 
-    A word of at least eight letters that is not in the vocabulary, and that becomes a word of it (of at least eight letters,
-    with the same first letter) by one insertion, deletion, substitution or swap of neighbours, is read as that word, if only
-    one word fits. The index holds every vocabulary word with one letter removed, as in SymSpell.
+    A word of at least eight letters that is not in the vocabulary, and that becomes a word of it (as long, with the same
+    first letter) by one insertion, deletion, substitution or swap, is read as that word if only one fits.
+    The index holds every vocabulary word with one letter removed, as in SymSpell.
 
     Args:
         vocabulary: keys of the lexicon.

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from knowledge.graph import KnowledgeGraph
 
 app = typer.Typer(no_args_is_help=True, help="The knowledge graph: show, build, check, draw, export, label reports.")
 
 GraphOption = Annotated[
     Path | None,
-    typer.Option("--graph", help="Another graph: a folder of tables or a JSON file. Default: the shipped one."),
+    typer.Option("--graph", help="Folder of tables or JSON file; default: shipped."),
 ]
 
 
@@ -40,7 +38,8 @@ def show(
     labels = [f"{view}: {', '.join(names[c.id])}" for view in g.views if c.id in (names := g.label_of(view))]
     rows = [("name", c.name), ("id", c.id), ("kind", c.kind.value), ("synonyms", ", ".join(c.synonyms)),
             ("adjectives", ", ".join(c.adjectives)), ("cross-references", ", ".join(c.xrefs)), ("source", c.source),
-            ("labels", "; ".join(labels)), ("places", ", ".join(g.concepts[p].name for p in g.places(c.id)))]  # fmt: skip
+            ("labels", "; ".join(labels)),
+            ("places", ", ".join(g.concepts[p].name for p in g.places(c.id)))]  # fmt: skip
     for name, value in rows:
         if value:
             table.add_row(name, value)
@@ -93,7 +92,7 @@ def stats(graph: GraphOption = None) -> None:
 
 @app.command()
 def validate(graph: Annotated[Path | None, typer.Argument(help="Folder of tables or JSON file.")] = None) -> None:
-    """Checks a graph: circles, synonyms of two concepts, findings without a place, exclusions. Exit code 1 on a fault."""
+    """Checks a graph: circles, synonyms of two concepts, findings without a place, exclusions. Exit 1 on a fault."""
     from rich.console import Console
 
     from knowledge.graph import KnowledgeGraph
@@ -258,7 +257,8 @@ def _sections(record: object) -> str:
     """Findings and impression of a record that keeps them apart, as headed sections; empty when it does not."""
     if not isinstance(record, dict):
         return ""
-    sections = record.get("sections") if isinstance(record.get("sections"), dict) else record
+    inner = record.get("sections")
+    sections = inner if isinstance(inner, dict) else record
     lower = {str(k).lower(): v for k, v in sections.items()}
     if not isinstance(lower.get("findings"), str) and not isinstance(lower.get("impression"), str):
         return ""

@@ -11,6 +11,7 @@ import sys
 import typer
 from rich.console import Console
 
+from knowledge.errors import KnowledgeError
 from vlm.types import InputError
 
 app = typer.Typer(
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     _register()
     try:
         app(args=arguments)
-    except InputError as error:
+    except (InputError, KnowledgeError) as error:
         if debug:
             raise
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
