@@ -28,7 +28,8 @@ OTHER_ONLY_ALONE = ("openi20",)
 """Views whose "others" is given only when no other label is; Open-i's coders used it so."""
 
 _HEADER = re.compile(
-"""Views whose "others" is given only when no other label is: how the coders of Open-i used it."""
+    r"(?:(?<=\n)|^|(?<=[.]\s))[ \t]*(?P<name>findings?|impressions?|conclusions?|indications?|"
+    r"reason for (?:exam|study)|"
     r"(?:clinical )?(?:history|information)|comparisons?|techniques?|exam(?:ination)?|procedure)\s*:",
     re.IGNORECASE,
 )

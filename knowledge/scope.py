@@ -242,7 +242,7 @@ def _negated_state(clause: list[Phrase], i: int, p: Phrase) -> bool:
 
 
 def _only_the_rest(clause: list[Phrase], i: int) -> bool:
-    """A denied generic word: "no abnormality" says the study is normal, "no bony abnormality" the bones."""
+    """Whether a state is said of the remainder: "the lungs are otherwise clear" denies nothing named before."""
     return any(p.roles.get("ends") == "otherwise" for p in clause[:i])
 
 

@@ -87,7 +87,7 @@ def fold(word: str) -> str:
 class Speller:
     """Maps words to keys, correcting one slip in long words.
 
-    A word of at least eight letters that is not in the vocabulary, and that becomes a word of it (as long, with the same
+    A word of at least eight letters that is not in the vocabulary, and that becomes a word of it (as long, of the same
     first letter) by one insertion, deletion, substitution or swap, is read as that word if only one fits.
     The index holds every vocabulary word with one letter removed, as in SymSpell.
 
