@@ -18,7 +18,7 @@ import numpy as np
 
 from vlm.generation.automaton import Automaton, build, fold, is_word
 from vlm.generation.constraints import Constraints, TermSet
-from vlm.generation.negation import CLOSE, FORBIDDEN, OPEN, PLAIN, REQUIRED, AssertionAutomaton, compile_negation
+from vlm.generation.negation import CLOSE, FORBIDDEN, OPEN, PLAIN, REQUIRED, AssertionAutomaton, Negation, compile_negation
 from vlm.generation.tokens import TokenTable
 from vlm.types import InputError
 
@@ -72,7 +72,19 @@ class CompiledConstraints:
     left_out: tuple[str, ...]
 
 
-def compile_constraints(constraints: Constraints, tokenizer: Any, max_new_tokens: int, strict: bool = False) -> CompiledConstraints:
+def build_for(terms: Iterable[str], negation: Negation) -> Automaton:
+    """One automaton over many terms and a negation's words, for the constraints of many studies."""
+    cues = [fold(word.encode()) for word in (*negation.before, *negation.stop)]
+    return build(sorted({_trim(term) for term in terms} | set(cues)))
+
+
+def compile_constraints(
+    constraints: Constraints,
+    tokenizer: Any,
+    max_new_tokens: int,
+    strict: bool = False,
+    automaton: Automaton | None = None,
+) -> CompiledConstraints:
     """Compile for a tokenizer and a length.
 
     Args:
@@ -80,15 +92,17 @@ def compile_constraints(constraints: Constraints, tokenizer: Any, max_new_tokens
         tokenizer: a fast Hugging Face tokenizer.
         max_new_tokens: the length, in tokens, that the text may take.
         strict: refuse more required terms than fit; otherwise the last ones are left out and named as unmet.
+        automaton: over at least these terms and cues (`build_for`), so that it isn't built again; None to build one.
 
     Raises:
         InputError: a term that the tokenizer can't write, a set that both must and must not appear, or (strict) too many terms.
     """
     table = TokenTable.of(tokenizer)
-    forbidden = [_term(entry, term) for entry in constraints.must_not_assert if entry.weight is None for term in entry.terms]
+    forbidden = sorted({_trim(term) for entry in constraints.must_not_assert if entry.weight is None for term in entry.terms})
+    banned = frozenset(forbidden)
     hard = [entry for entry in constraints.must_appear if entry.weight is None]
     soft = [entry for entry in constraints.must_appear if entry.weight is not None]
-    spellings = {entry.name: _spellings(entry, forbidden, table) for entry in hard}
+    spellings = {entry.name: _spellings(entry, banned, table) for entry in hard}
     costs = {entry.name: (_cost(spellings[entry.name], table, b" "), _cost(spellings[entry.name], table, b"")) for entry in hard}
     hard, left_out = _fitting(hard, costs, max_new_tokens, strict)
     soft_not = [entry for entry in constraints.must_not_assert if entry.weight is not None]
@@ -102,7 +116,7 @@ def compile_constraints(constraints: Constraints, tokenizer: Any, max_new_tokens
     for bit, entry in enumerate(sets):
         event = REQUIRED if bit < len(hard) and entry.asserted else 0
         groups.append((spellings[entry.name] if bit < len(hard) else _terms(entry), event, 1 << bit))
-    terms = build([term for group, _, _ in groups for term in group])
+    terms = automaton or build([term for group, _, _ in groups for term in group])
     events, meets = _meanings(terms, groups)
     forcing = {bit: spellings[entry.name] for bit, entry in enumerate(hard)}
     rest, carry_on, inside = _ways(terms, forcing, table)
@@ -132,7 +146,8 @@ def compile_constraints(constraints: Constraints, tokenizer: Any, max_new_tokens
     )
 
 
-def _term(entry: TermSet, term: str) -> bytes:
+@lru_cache(maxsize=65536)
+def _trim(term: str) -> bytes:
     """A term as the automaton reads it: folded, single spaces, no punctuation around it."""
     text = b" ".join(fold(term.encode()).split())
     start = next(index for index, byte in enumerate(text) if is_word(byte))
@@ -141,20 +156,27 @@ def _term(entry: TermSet, term: str) -> bytes:
 
 
 def _terms(entry: TermSet) -> list[bytes]:
-    return sorted({_term(entry, term) for term in entry.terms})
+    return sorted({_trim(term) for term in entry.terms})
 
 
-def _spellings(entry: TermSet, forbidden: list[bytes], table: TokenTable) -> list[bytes]:
+def _spellings(entry: TermSet, forbidden: frozenset[bytes], table: TokenTable) -> list[bytes]:
     """Terms of a set that must appear and that the tokenizer can write, those left out that a forbidden term lies in."""
     terms = _terms(entry)
     for term in terms:
         if table.greedy(b" " + term) is None or table.greedy(term) is None:
             raise InputError(f"constraint {entry.name!r}: the tokenizer can't write {term.decode()!r}; use another term or tokenizer")
-    padded = [b" " + term + b" " for term in forbidden]
-    free = [term for term in terms if not any(bad in b" " + term + b" " for bad in padded)]
+    free = [term for term in terms if forbidden.isdisjoint(_inner(term))]
     if not free:
         raise InputError(f"constraint {entry.name!r} contradicts must_not_assert: each of its terms is also forbidden")
     return free
+
+
+@lru_cache(maxsize=65536)
+def _inner(term: bytes) -> tuple[bytes, ...]:
+    """Every part of a term that begins and ends at a word's boundary, itself included."""
+    starts = [at for at in range(len(term)) if is_word(term[at]) and not (at and is_word(term[at - 1]))]
+    ends = [at for at in range(1, len(term) + 1) if is_word(term[at - 1]) and not (at < len(term) and is_word(term[at]))]
+    return tuple(term[start:end] for start in starts for end in ends if start < end)
 
 
 def _cost(terms: list[bytes], table: TokenTable, lead: bytes) -> int:
@@ -192,12 +214,10 @@ def _meanings(terms: Automaton, groups: list[tuple[list[bytes], int, int]]) -> t
     """Events and met bits of every state, those of its suffixes included."""
     events = np.zeros(len(terms.moves), dtype=np.int64)
     meets = np.zeros(len(terms.moves), dtype=np.int64)
-    ends = iter(terms.ends)
     for group, event, bits in groups:
-        for _ in group:
-            state = next(ends)
-            events[state] |= event
-            meets[state] |= bits
+        states = [terms.nodes[term] for term in group]
+        events[states] |= event
+        meets[states] |= bits
     for ids in terms.levels:
         inherited = events[terms.fails[ids]]
         # Of a trigger inside another the longer decides: "not without" isn't "without".
@@ -216,16 +236,21 @@ def _ways(
     inside = np.zeros(len(terms.moves), dtype=np.int64)
     for bit, spellings in forcing.items():
         for term in spellings:
-            tokens_left = _tokens_left(term, table)
+            tokens_left, next_token = _path(term, table)
             for start in range(1, len(term) + 1):
                 state = terms.nodes[term[:start]]
                 rest[state][bit] = min(rest[state].get(bit, FAR), tokens_left[start])
                 if start >= min(3, len(term)):
                     inside[state] |= 1 << bit
-                for token in _going_on(term, start, table):
+                token = next_token[start]
+                if token is not None:
                     carry_on[state][token] = carry_on[state].get(token, 0) | 1 << bit
+    begun = np.zeros(len(terms.moves), dtype=bool)
+    begun[list(rest)] = True
     for ids in terms.levels:  # what a suffix can become, the longer text can become too
-        for state in ids.tolist():
+        inherits = ids[begun[terms.fails[ids]]]
+        begun[inherits] = True
+        for state in inherits.tolist():
             suffix = int(terms.fails[state])
             for bit, left in rest.get(suffix, {}).items():
                 rest[state][bit] = min(rest[state].get(bit, FAR), left)
@@ -250,37 +275,42 @@ def _to_deny(assertion: AssertionAutomaton, table: TokenTable) -> np.ndarray:
 
 def _tokens_left(term: bytes, table: TokenTable) -> list[int]:
     """Tokens that write the term from each of its letters on, taking the longest each time."""
-    left = [FAR] * len(term) + [0]
+    return _path(term, table)[0]
+
+
+@lru_cache(maxsize=65536)
+def _path(term: bytes, table: TokenTable) -> tuple[list[int], list[int | None]]:
+    """From each letter of a term on: how many tokens write the rest, longest first, and the first of them."""
+    left, tokens = [FAR] * len(term) + [0], [None] * (len(term) + 1)
     for start in range(len(term) - 1, -1, -1):
         for end in range(min(len(term), start + table.longest), start, -1):
-            if term[start:end] in table.by_bytes:
-                left[start] = min(FAR, 1 + left[end])
+            token = table.by_bytes.get(term[start:end])
+            if token is not None:
+                left[start], tokens[start] = min(FAR, 1 + left[end]), token
                 break
-    return left
-
-
-def _going_on(term: bytes, start: int, table: TokenTable) -> Iterable[int]:
-    """The longest token that goes on with the term at this letter."""
-    for end in range(min(len(term), start + table.longest), start, -1):
-        token = table.by_bytes.get(term[start:end])
-        if token is not None:
-            yield token
-            return
+    return left, tokens
 
 
 def _beginnings(forcing: dict[int, list[bytes]], table: TokenTable, lead: bytes, first: bool) -> tuple[tuple[int, int], ...]:
-    """First tokens of every required term, as the tokenizer cuts it and as the longest token does; capitalised in `first` place."""
+    """First tokens of every required term, capitalised in `first` place, with the sets that they begin."""
     found: dict[int, int] = {}
     for bit, spellings in forcing.items():
         for term in spellings:
-            text = lead + (term[:1].upper() + term[1:] if first else term)
-            if table.greedy(text) is None:  # a tokenizer of lower case only
-                text = lead + term
-            options = [table.greedy(text)]
-            own = table.encode(text.decode(errors="ignore"))
-            if table.write(own) == text:
-                options.append(own)
-            for tokens in options:
-                if tokens:
-                    found[tokens[0]] = found.get(tokens[0], 0) | 1 << bit
+            for token in _first_tokens(term, table, lead, first):
+                found[token] = found.get(token, 0) | 1 << bit
     return tuple(found.items())
+
+
+@lru_cache(maxsize=65536)
+def _first_tokens(term: bytes, table: TokenTable, lead: bytes, first: bool) -> tuple[int, ...]:
+    """First token of a term as the longest tokens write it, and as the tokenizer itself cuts it."""
+    text = lead + (term[:1].upper() + term[1:] if first else term)
+    greedy = table.greedy(text)
+    if greedy is None:  # a tokenizer of lower case only
+        text = lead + term
+        greedy = table.greedy(text)
+    own = table.encode(text.decode(errors="ignore"))
+    tokens = [greedy] if greedy else []
+    if own and table.write(own) == text:
+        tokens.append(own)
+    return tuple(dict.fromkeys(option[0] for option in tokens))

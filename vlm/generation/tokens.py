@@ -31,6 +31,7 @@ class TokenTable:
     def __init__(self, pieces: list[bytes], tokenizer: Any) -> None:
         self.pieces = pieces
         self.tokenizer = tokenizer
+        self._written: dict[bytes, list[int] | None] = {}
 
     @classmethod
     def of(cls, tokenizer: Any) -> TokenTable:
@@ -75,6 +76,11 @@ class TokenTable:
 
     def greedy(self, text: bytes) -> list[int] | None:
         """Tokens that write exactly these bytes, longest first; None when no token goes on."""
+        if text not in self._written:
+            self._written[text] = self._greedy(text)
+        return self._written[text]
+
+    def _greedy(self, text: bytes) -> list[int] | None:
         tokens, start = [], 0
         while start < len(text):
             for end in range(min(len(text), start + self.longest), start, -1):

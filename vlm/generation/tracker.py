@@ -103,22 +103,24 @@ class Tracker:
         return torch.as_tensor(np.asarray(array)).to(self.device, dtype)
 
     def _stack_terms(self, distinct: list[CompiledConstraints]) -> None:
-        self.term_width = max(entry.terms.moves.shape[1] for entry in distinct)
-        sizes = [len(entry.terms.moves) for entry in distinct]
-        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        """Studies may share an automaton and differ in what its states mean: `meaning` - `terms` is a study's offset."""
+        automata = list({id(entry.terms): entry.terms for entry in distinct}.values())
+        self.term_width = max(automaton.moves.shape[1] for automaton in automata)
+        offsets = np.concatenate([[0], np.cumsum([len(automaton.moves) for automaton in automata])])
+        place = {id(automaton): number for number, automaton in enumerate(automata)}
         moves = np.zeros((int(offsets[-1]), self.term_width), dtype=np.int32)
-        classes = np.zeros((len(distinct), 257), dtype=np.int64)
-        for number, (entry, offset, size) in enumerate(zip(distinct, offsets, sizes, strict=False)):
-            width = entry.terms.moves.shape[1]
-            moves[offset : offset + size, :width] = entry.terms.moves + offset
-            classes[number] = entry.terms.classes
+        for automaton, offset in zip(automata, offsets, strict=False):
+            size, width = automaton.moves.shape
+            moves[offset : offset + size, :width] = automaton.moves + offset
+        own = np.array([place[id(entry.terms)] for entry in distinct])
+        self.meaning_offsets = np.concatenate([[0], np.cumsum([len(entry.events) for entry in distinct])])
         self.term_moves = self._tensor(moves, torch.int32).flatten()
-        self.term_classes = self._tensor(classes)
-        self.term_start = self._tensor(offsets[:-1])[self.which] + AFTER_SPACE
+        self.term_classes = self._tensor(np.stack([entry.terms.classes for entry in distinct]))
+        self.term_start = self._tensor(offsets[own])[self.which] + AFTER_SPACE
+        self.shift = self._tensor(self.meaning_offsets[:-1] - offsets[own])[self.which]  # (B,)
         self.events = self._tensor(np.concatenate([entry.events for entry in distinct]))
         self.meets = self._tensor(np.concatenate([entry.meets for entry in distinct]))
         self.inside = self._tensor(np.concatenate([entry.inside for entry in distinct]))
-        self.term_offsets = offsets
 
     def _stack_assertion(self, distinct: list[CompiledConstraints]) -> None:
         automata = list({id(entry.assertion): entry.assertion for entry in distinct}.values())
@@ -178,8 +180,8 @@ class Tracker:
         self.asserted = self._tensor([entry.asserted & ((1 << entry.hard) - 1) for entry in distinct])[self.which]
         rows: list[tuple[tuple[int, int], ...]] = []
         saved: list[list[int]] = []
-        row_of = np.zeros(int(self.term_offsets[-1]), dtype=np.int64)
-        for entry, offset in zip(distinct, self.term_offsets, strict=False):
+        row_of = np.zeros(int(self.meaning_offsets[-1]), dtype=np.int64)
+        for entry, offset in zip(distinct, self.meaning_offsets, strict=False):
             spaced, bare = entry.cost.T.tolist() if entry.hard else ([], [])
             gain = [[0] * sets, [a - b for a, b in zip(spaced, bare, strict=True)] + [0] * (sets - entry.hard)]
             row_of[offset : offset + len(entry.terms.moves)] = len(rows) + entry.terms.after_space
@@ -245,15 +247,20 @@ class Tracker:
         boundary = self.boundary[class_]
         events_width, classes_width = self.assertion_shape
         shape = pieces.shape[1:]
-        any_bits = self.any_bits[:, None, None]
+        any_bits, shift = self.any_bits[:, None, None], self.shift[:, None, None]
         terms, assertion, met = (field[:, :, None].expand(shape) for field in (state.terms, state.assertion, state.met))
         for position in range(longest):
+            meaning = terms + shift
             if self.has_sets:
-                met = met | (self.meets[terms] & (self.unnegated_bits[assertion] | any_bits) & boundary[position])
-            move = (assertion * events_width + self.events[terms]) * classes_width + class_[position]
+                met = met | (self.meets[meaning] & (self.unnegated_bits[assertion] | any_bits) & boundary[position])
+            move = (assertion * events_width + self.events[meaning]) * classes_width + class_[position]
             assertion = self.assertion_moves[move].long()
             terms = self.term_moves[terms * self.term_width + term_class[position]].long()
         return terms, assertion, met
+
+    def _meaning(self, terms: Tensor) -> Tensor:
+        """Place of a state in the tables of what states mean to its study."""
+        return terms + self.shift.view(-1, *[1] * (terms.dim() - 1))
 
     def _sentences(self, state: Tracked, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hash of the sentence behind each token, the sentences written, and whether one was written again."""
@@ -276,13 +283,13 @@ class Tracker:
         need = (open_sets * cost).sum(-1)
         usable = ~self.negated[state.assertion] | ((missing & self.asserted.view(-1, *[1] * (missing.dim() - 1))) == 0)
         # One of the missing terms goes on from here; the others begin behind a space.
-        saved = self.saved[self.row_of[state.terms]].masked_fill(open_sets == 0, -1e9).amax(-1)
+        saved = self.saved[self.row_of[self._meaning(state.terms)]].masked_fill(open_sets == 0, -1e9).amax(-1)
         return torch.where(missing == 0, 0.0, torch.where(usable, need - saved, need + 1))
 
     def _apt(self, before: Tracked, after: Tracked, logprobs: Tensor) -> Tensor:
         """Offers (B, K, M) that don't begin a missing required term where the model finds it absurd."""
-        missing = (self.hard[:, None] & ~before.met & ~self.inside[before.terms])[:, :, None]
-        begins = missing & (self.inside[after.terms] | self._pending(after))
+        missing = (self.hard[:, None] & ~before.met & ~self.inside[self._meaning(before.terms)])[:, :, None]
+        begins = missing & (self.inside[self._meaning(after.terms)] | self._pending(after))
         return (begins == 0) | (logprobs >= PLAUSIBLE) | (before.sentence == 0)[:, :, None]
 
     def _in_time(self, after: Tracked, missing: Tensor, allowed: Tensor, apt: Tensor, step: int) -> Tensor:
@@ -312,20 +319,20 @@ class Tracker:
         """
         plain = self.plain[state.assertion]
         open_sets = (missing[..., None] >> self.bits) & 1
-        goes_on = ((self.saved[self.row_of[state.terms]] > 0) & (open_sets > 0)).any(-1)
-        term_ends = ((self.events[state.terms] & FORBIDDEN) != 0) & ~goes_on
+        goes_on = ((self.saved[self.row_of[self._meaning(state.terms)]] > 0) & (open_sets > 0)).any(-1)
+        term_ends = ((self.events[self._meaning(state.terms)] & FORBIDDEN) != 0) & ~goes_on
         need = torch.where(plain, term_ends.float(), self.to_deny[state.assertion])
         return need * ~self.free.view(-1, *[1] * (state.terms.dim() - 1))
 
     def _pending(self, state: Tracked) -> Tensor:
         """Bits of the terms that end here, if a boundary follows."""
         any_bits = self.any_bits.view(-1, *[1] * (state.terms.dim() - 1))
-        return self.meets[state.terms] & (self.unnegated_bits[state.assertion] | any_bits)
+        return self.meets[self._meaning(state.terms)] & (self.unnegated_bits[state.assertion] | any_bits)
 
     def _breaks_at_end(self, state: Tracked) -> Tensor:
         """Whether a text that ends here asserts what it must not."""
         events_width, classes_width = self.assertion_shape
-        move = (state.assertion * events_width + self.events[state.terms]) * classes_width + STOP
+        move = (state.assertion * events_width + self.events[self._meaning(state.terms)]) * classes_width + STOP
         return self.broken[self.assertion_moves[move].long()]
 
     def advancing(self, state: Tracked, step: int) -> Tensor | None:
@@ -335,8 +342,8 @@ class Tracker:
         missing = self.hard[:, None] & ~(state.met | self._pending(state))  # (B, K)
         blocked = self.negated[state.assertion]
         usable = torch.where(blocked, missing & ~self.asserted[:, None], missing)
-        row = self.row_of[state.terms]
-        begin = self.which[:, None] * 4 + 2 * (state.sentence == 0).long() + self.after_space[state.terms].long()
+        row = self.row_of[self._meaning(state.terms)]
+        begin = self.which[:, None] * 4 + 2 * (state.sentence == 0).long() + self.after_space[self._meaning(state.terms)].long()
         tokens = torch.cat([self.carry_tokens[row], self.begin_tokens[begin]], -1)
         bits = torch.cat([self.carry_bits[row], self.begin_bits[begin]], -1)
         tokens = tokens.masked_fill((bits & usable[..., None]) == 0, -1)
@@ -354,7 +361,7 @@ class Tracker:
         met = (state.met | self._pending(state)) & self.hard[:, None]
         number = ((met[..., None] >> self.bits) & 1).sum(-1)
         usable = torch.where(self.negated[state.assertion], ~self.asserted[:, None], -1)
-        under_way = self.inside[state.terms] & self.hard[:, None] & ~met & usable
+        under_way = self.inside[self._meaning(state.terms)] & self.hard[:, None] & ~met & usable
         return 2 * number + (under_way != 0)
 
     def bonus(self, before: Tracked, after: Tracked) -> Tensor:
