@@ -84,7 +84,9 @@ def build(terms: Sequence[bytes]) -> Automaton:
     return Automaton(classes, moves, fails, ends, levels, nodes, after_space)
 
 
-def _trie(terms: Sequence[bytes]) -> tuple[dict[bytes, int], tuple[int, ...], np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+def _trie(
+    terms: Sequence[bytes],
+) -> tuple[dict[bytes, int], tuple[int, ...], np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
     nodes: dict[bytes, int] = {}
     parents: list[int] = []
     last: list[int] = []

@@ -69,7 +69,9 @@ class BeamSettings:
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {self.max_new_tokens}: it must be 1 or more")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            raise InputError(f"min_new_tokens is {self.min_new_tokens}: it must lie in 0..{self.max_new_tokens} (max_new_tokens)")
+            raise InputError(
+                f"min_new_tokens is {self.min_new_tokens}: it must lie in 0..{self.max_new_tokens} (max_new_tokens)"
+            )
         if not math.isfinite(self.length_penalty):
             raise InputError(f"length_penalty is {self.length_penalty}: it must be a finite number")
         if self.no_repeat_ngram_size < 0:
@@ -77,7 +79,9 @@ class BeamSettings:
         if self.early_stopping not in (True, False, "never"):
             raise InputError(f"early_stopping is {self.early_stopping!r}: it must be true, false or 'never'")
         if not self.eos_token_ids:
-            raise InputError("eos_token_ids is empty: the search needs a token that ends an answer; give the tokenizer one")
+            raise InputError(
+                "eos_token_ids is empty: the search needs a token that ends an answer; give the tokenizer one"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +148,9 @@ def beam_search(
         attention_mask = torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device)
     _check_mask(attention_mask, prompt)
     if constraints is not None and len(constraints) != len(prompt):
-        raise InputError(f"{len(constraints)} constraints for {len(prompt)} prompts: give one for each (None for a prompt without)")
+        raise InputError(
+            f"{len(constraints)} constraints for {len(prompt)} prompts: give one for each (None for a prompt without)"
+        )
     width, length = settings.num_beams, settings.max_new_tokens
     stepper = HuggingFaceStepper(model, inputs_embeds, input_ids, attention_mask, width, length)
     return search(stepper, settings, constraints=constraints, prompt_ids=input_ids)
@@ -178,7 +184,9 @@ def search(
 class _Beams:
     """Running beams and finished answers of all studies."""
 
-    def __init__(self, settings: BeamSettings, logits: Tensor, tracker: Tracker | None, prompt_ids: Tensor | None) -> None:
+    def __init__(
+        self, settings: BeamSettings, logits: Tensor, tracker: Tracker | None, prompt_ids: Tensor | None
+    ) -> None:
         batch, vocabulary = logits.shape
         width, device = settings.num_beams, logits.device
         self.settings, self.tracker, self.step = settings, tracker, 0
@@ -194,7 +202,9 @@ class _Beams:
         self.logprobs = torch.zeros(batch, width, device=device)
         self.tracked = tracker.start(batch, width) if tracker else None
         self.finished_tokens = self.tokens.clone()
-        self.finished_scores = torch.full((batch, width), NEVER, dtype=torch.float64, device=device)  # minus a penalty for each unmet constraint
+        self.finished_scores = torch.full(
+            (batch, width), NEVER, dtype=torch.float64, device=device
+        )  # minus a penalty for each unmet constraint
         self.finished_logprobs = torch.zeros(batch, width, device=device)
         self.finished_lengths = torch.zeros(batch, width, dtype=torch.long, device=device)
         self.finished_unmet = torch.zeros(batch, width, dtype=torch.long, device=device)  # bits
@@ -371,7 +381,9 @@ def _check_prompt(inputs_embeds: Tensor | None, input_ids: Tensor | None) -> Ten
     prompt = inputs_embeds if inputs_embeds is not None else input_ids
     assert prompt is not None
     if prompt.dim() != (3 if inputs_embeds is not None else 2) or prompt.shape[1] == 0:
-        raise InputError(f"prompt of shape {tuple(prompt.shape)}: it must be (B, N, D) embeddings or (B, N) ids with N > 0")
+        raise InputError(
+            f"prompt of shape {tuple(prompt.shape)}: it must be (B, N, D) embeddings or (B, N) ids with N > 0"
+        )
     return prompt
 
 
@@ -379,4 +391,6 @@ def _check_mask(attention_mask: Tensor, prompt: Tensor) -> None:
     if attention_mask.shape != prompt.shape[:2]:
         raise InputError(f"attention_mask of shape {tuple(attention_mask.shape)}: it must be {tuple(prompt.shape[:2])}")
     if not bool(attention_mask[:, -1].all()):
-        raise InputError("attention_mask ends in 0: pad prompts on the left, so that every prompt ends where its answer begins")
+        raise InputError(
+            "attention_mask ends in 0: pad prompts on the left, so that every prompt ends where its answer begins"
+        )

@@ -18,7 +18,16 @@ import numpy as np
 
 from vlm.generation.automaton import Automaton, build, fold, is_word
 from vlm.generation.constraints import Constraints, TermSet
-from vlm.generation.negation import CLOSE, FORBIDDEN, OPEN, PLAIN, REQUIRED, AssertionAutomaton, Negation, compile_negation
+from vlm.generation.negation import (
+    CLOSE,
+    FORBIDDEN,
+    OPEN,
+    PLAIN,
+    REQUIRED,
+    AssertionAutomaton,
+    Negation,
+    compile_negation,
+)
 from vlm.generation.tokens import TokenTable
 from vlm.types import InputError
 
@@ -98,12 +107,17 @@ def compile_constraints(
         InputError: a term that the tokenizer can't write, a set that both must and must not appear, or (strict) too many terms.
     """
     table = TokenTable.of(tokenizer)
-    forbidden = sorted({_trim(term) for entry in constraints.must_not_assert if entry.weight is None for term in entry.terms})
+    forbidden = sorted(
+        {_trim(term) for entry in constraints.must_not_assert if entry.weight is None for term in entry.terms}
+    )
     banned = frozenset(forbidden)
     hard = [entry for entry in constraints.must_appear if entry.weight is None]
     soft = [entry for entry in constraints.must_appear if entry.weight is not None]
     spellings = {entry.name: _spellings(entry, banned, table) for entry in hard}
-    costs = {entry.name: (_cost(spellings[entry.name], table, b" "), _cost(spellings[entry.name], table, b"")) for entry in hard}
+    costs = {
+        entry.name: (_cost(spellings[entry.name], table, b" "), _cost(spellings[entry.name], table, b""))
+        for entry in hard
+    }
     hard, left_out = _fitting(hard, costs, max_new_tokens, strict)
     soft_not = [entry for entry in constraints.must_not_assert if entry.weight is not None]
     sets = [*hard, *soft, *soft_not]
@@ -121,7 +135,9 @@ def compile_constraints(
     forcing = {bit: spellings[entry.name] for bit, entry in enumerate(hard)}
     rest, carry_on, inside = _ways(terms, forcing, table)
     signs = [1.0] * len(soft) + [-1.0] * len(soft_not)
-    weights = [0.0] * len(hard) + [sign * (entry.weight or 0.0) for sign, entry in zip(signs, soft + soft_not, strict=True)]
+    weights = [0.0] * len(hard) + [
+        sign * (entry.weight or 0.0) for sign, entry in zip(signs, soft + soft_not, strict=True)
+    ]
     stop = table.by_bytes.get(b".")
     assertion = compile_negation(negation)
     return CompiledConstraints(
@@ -164,7 +180,9 @@ def _spellings(entry: TermSet, forbidden: frozenset[bytes], table: TokenTable) -
     terms = _terms(entry)
     for term in terms:
         if table.greedy(b" " + term) is None or table.greedy(term) is None:
-            raise InputError(f"constraint {entry.name!r}: the tokenizer can't write {term.decode()!r}; use another term or tokenizer")
+            raise InputError(
+                f"constraint {entry.name!r}: the tokenizer can't write {term.decode()!r}; use another term or tokenizer"
+            )
     free = [term for term in terms if forbidden.isdisjoint(_inner(term))]
     if not free:
         raise InputError(f"constraint {entry.name!r} contradicts must_not_assert: each of its terms is also forbidden")
@@ -175,7 +193,9 @@ def _spellings(entry: TermSet, forbidden: frozenset[bytes], table: TokenTable) -
 def _inner(term: bytes) -> tuple[bytes, ...]:
     """Every part of a term that begins and ends at a word's boundary, itself included."""
     starts = [at for at in range(len(term)) if is_word(term[at]) and not (at and is_word(term[at - 1]))]
-    ends = [at for at in range(1, len(term) + 1) if is_word(term[at - 1]) and not (at < len(term) and is_word(term[at]))]
+    ends = [
+        at for at in range(1, len(term) + 1) if is_word(term[at - 1]) and not (at < len(term) and is_word(term[at]))
+    ]
     return tuple(term[start:end] for start in starts for end in ends if start < end)
 
 
@@ -184,7 +204,9 @@ def _cost(terms: list[bytes], table: TokenTable, lead: bytes) -> int:
 
     def shortest(first: bool) -> int:
         texts = [lead + (term[:1].upper() + term[1:] if first else term) for term in terms]
-        return min(len(table.greedy(text) or table.greedy(lead + term) or ()) for text, term in zip(texts, terms, strict=True))
+        return min(
+            len(table.greedy(text) or table.greedy(lead + term) or ()) for text, term in zip(texts, terms, strict=True)
+        )
 
     return max(shortest(False), shortest(True))
 
@@ -291,7 +313,9 @@ def _path(term: bytes, table: TokenTable) -> tuple[list[int], list[int | None]]:
     return left, tokens
 
 
-def _beginnings(forcing: dict[int, list[bytes]], table: TokenTable, lead: bytes, first: bool) -> tuple[tuple[int, int], ...]:
+def _beginnings(
+    forcing: dict[int, list[bytes]], table: TokenTable, lead: bytes, first: bool
+) -> tuple[tuple[int, int], ...]:
     """First tokens of every required term, capitalised in `first` place, with the sets that they begin."""
     found: dict[int, int] = {}
     for bit, spellings in forcing.items():

@@ -51,7 +51,9 @@ class TermSet:
             if not any(char.isalnum() for char in term):
                 raise InputError(f"constraint {self.name!r}: term {term!r} is empty or has no letter or digit")
         if self.weight is not None and not (math.isfinite(self.weight) and self.weight >= 0):
-            raise InputError(f"constraint {self.name!r}: weight is {self.weight}; it must be 0 or more, or left out for a hard one")
+            raise InputError(
+                f"constraint {self.name!r}: weight is {self.weight}; it must be 0 or more, or left out for a hard one"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,9 @@ def _list(data: Mapping[str, Any], key: str) -> list[Any]:
 
 def _read(entry: Any, group: str) -> TermSet:
     if not isinstance(entry, dict) or not {"name", "terms"} <= set(entry) <= {"name", "terms", "weight", "asserted"}:
-        raise InputError(f"constraints: each entry of {group} needs 'name' and 'terms', and may have 'weight' and 'asserted'")
+        raise InputError(
+            f"constraints: each entry of {group} needs 'name' and 'terms', and may have 'weight' and 'asserted'"
+        )
     terms, weight, asserted = entry["terms"], entry.get("weight"), entry.get("asserted", False)
     if not isinstance(terms, list) or not all(isinstance(term, str) for term in terms):
         raise InputError(f"constraints: {group} {entry['name']!r}: terms must be a list of texts")

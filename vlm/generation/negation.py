@@ -29,7 +29,18 @@ CLASSES = 41
 PLAIN, NEGATED, BROKEN, FIRST_DENIAL = range(4)
 
 _COPULAS = ("is", "are", "was", "were")
-_SEEN = ("seen", "identified", "present", "visualized", "noted", "evident", "appreciated", "demonstrated", "detected", "found")
+_SEEN = (
+    "seen",
+    "identified",
+    "present",
+    "visualized",
+    "noted",
+    "evident",
+    "appreciated",
+    "demonstrated",
+    "detected",
+    "found",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +54,43 @@ class Negation:
     """
 
     before: tuple[str, ...] = (
-        *("no", "not", "without", "negative for", "free of", "clear of", "absence of", "lack of", "denies", "neither", "nor"),
+        *(
+            "no",
+            "not",
+            "without",
+            "negative for",
+            "free of",
+            "clear of",
+            "absence of",
+            "lack of",
+            "denies",
+            "neither",
+            "nor",
+        ),
         *("never", "rather than", "ruled out for", "rules out", "resolution of"),
     )
     stop: tuple[str, ...] = (
-        *("but", "however", "although", "though", "except", "apart from", "aside from", "other than", "which", "due to"),
-        *("secondary to", "there is", "there are", "no change in", "no increase in", "no decrease in", "no improvement in"),
+        *(
+            "but",
+            "however",
+            "although",
+            "though",
+            "except",
+            "apart from",
+            "aside from",
+            "other than",
+            "which",
+            "due to",
+        ),
+        *(
+            "secondary to",
+            "there is",
+            "there are",
+            "no change in",
+            "no increase in",
+            "no decrease in",
+            "no improvement in",
+        ),
         *("no interval change in", "no significant change in", "not only"),
     )
     after: tuple[str, ...] = (

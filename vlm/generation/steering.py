@@ -122,7 +122,8 @@ def steer(
     allowed = frozenset(label for _, label in must) | frozenset(unsure)
     forbidden = [TermSet(label, terms) for label in never if (terms := wording.betraying(label, allowed))]
     return Constraints(
-        must_appear=_required(required, wording, forbidden) + _soft(unsure, probabilities, cuts, wording, softness, sign=1),
+        must_appear=_required(required, wording, forbidden)
+        + _soft(unsure, probabilities, cuts, wording, softness, sign=1),
         must_not_assert=tuple(forbidden) + _soft(unsure, probabilities, cuts, wording, softness, sign=-1),
         repeat_sentences=False,
         negation=wording.negation,
@@ -179,7 +180,9 @@ def _logit(probability: float) -> float:
 def dynamic_settings(base: BeamSettings, constraints: Constraints) -> BeamSettings:
     """Width, length penalty and minimum length for one study, by the rule in the module's docstring."""
     required = sum(entry.weight is None for entry in constraints.must_appear)
-    unsure = len({entry.name for entry in constraints.must_appear + constraints.must_not_assert if entry.weight is not None})
+    unsure = len(
+        {entry.name for entry in constraints.must_appear + constraints.must_not_assert if entry.weight is not None}
+    )
     width = 2 if not required and not unsure else base.num_beams + required + math.ceil(unsure / 4)
     return replace(
         base,

@@ -97,7 +97,9 @@ class TokenTable:
 def _pieces(tokenizer: Any) -> list[bytes]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise InputError(f"tokenizer {type(tokenizer).__name__}: constraints need a fast tokenizer (one with a tokenizer.json)")
+        raise InputError(
+            f"tokenizer {type(tokenizer).__name__}: constraints need a fast tokenizer (one with a tokenizer.json)"
+        )
     decoder = json.dumps(json.loads(backend.to_str()).get("decoder") or {})
     if '"ByteLevel"' in decoder:
         write = _byte_level()

@@ -79,7 +79,9 @@ class Tracker:
         InputError: constraints compiled for different tokenizers.
     """
 
-    def __init__(self, constraints: Sequence[CompiledConstraints | None], settings: BeamSettings, device: torch.device) -> None:
+    def __init__(
+        self, constraints: Sequence[CompiledConstraints | None], settings: BeamSettings, device: torch.device
+    ) -> None:
         self.constraints, self.settings, self.device = tuple(constraints), settings, device
         distinct = list({id(entry): entry for entry in constraints if entry is not None}.values())
         table = distinct[0].table
@@ -93,7 +95,9 @@ class Tracker:
         self._stack_assertion(distinct)
         self._stack_tokens(table.matrix, settings)
         self._stack_ways(distinct)
-        self.no_repeat = torch.tensor([entry is not None and not entry.source.repeat_sentences for entry in constraints], device=device)
+        self.no_repeat = torch.tensor(
+            [entry is not None and not entry.source.repeat_sentences for entry in constraints], device=device
+        )
         self.remembers = bool(self.no_repeat.any())
         self.has_sets = any(entry.names for entry in distinct)
         self.forbids = bool((self.events & FORBIDDEN).any())
@@ -140,7 +144,9 @@ class Tracker:
         self.plain[self._tensor(offsets[:-1] + PLAIN)] = True
         self.negated = self._tensor(np.concatenate([automaton.negated for automaton in automata]), torch.bool)
         self.unnegated_bits = (~self.negated).long().neg()  # -1 (all bits) outside a negation's scope, 0 inside
-        self.any_bits = ~self._tensor([entry.asserted for entry in distinct])[self.which]  # (B,) bits that a negated mention meets
+        self.any_bits = ~self._tensor([entry.asserted for entry in distinct])[
+            self.which
+        ]  # (B,) bits that a negated mention meets
         boundary = np.zeros(PADDING + 1, dtype=np.int64)
         boundary[SPACE : STOP + 2] = -1
         self.boundary = self._tensor(boundary)
@@ -153,7 +159,9 @@ class Tracker:
         matrix[ends, 0] = ord(".")
         self.bytes = self._tensor(matrix, torch.int16)
         self.lengths = self._tensor((matrix < 256).sum(1))
-        folded = np.array([fold(bytes([byte]))[0] if is_word(byte) else 0 for byte in range(256)] + [0], dtype=np.uint64)[matrix]
+        folded = np.array(
+            [fold(bytes([byte]))[0] if is_word(byte) else 0 for byte in range(256)] + [0], dtype=np.uint64
+        )[matrix]
         hashes, powers = np.zeros(len(matrix), dtype=np.uint64), np.ones(len(matrix), dtype=np.uint64)
         with np.errstate(over="ignore"):
             for column in folded.T:
@@ -173,9 +181,13 @@ class Tracker:
         sets = max(1, max(len(entry.names) for entry in distinct))
         self.bits = torch.arange(sets, device=self.device)
         pad = lambda values, fill: [list(row) + [fill] * (sets - len(row)) for row in values]  # noqa: E731
-        self.weights = self._tensor(pad([entry.weights for entry in distinct], 0.0), torch.float32)[self.which]  # (B, Q)
+        self.weights = self._tensor(pad([entry.weights for entry in distinct], 0.0), torch.float32)[
+            self.which
+        ]  # (B, Q)
         self.cost = self._tensor(pad([entry.cost[:, 0] for entry in distinct], 0), torch.float32)[self.which]
-        self.hard = self._tensor([(1 << entry.hard) - 1 for entry in distinct])[self.which].masked_fill(self.free, 0)  # (B,)
+        self.hard = self._tensor([(1 << entry.hard) - 1 for entry in distinct])[self.which].masked_fill(
+            self.free, 0
+        )  # (B,)
         self.total_cost = max(int(entry.cost.max(1, initial=0).sum()) for entry in distinct)
         self.asserted = self._tensor([entry.asserted & ((1 << entry.hard) - 1) for entry in distinct])[self.which]
         rows: list[tuple[tuple[int, int], ...]] = []
@@ -191,7 +203,9 @@ class Tracker:
                 row_of[offset + state] = len(rows)
                 rows.append(entry.carry_on.get(state, ()))
                 base = gain[int(entry.terms.after_space[state])]
-                saved.append([max(base[bit], spaced[bit] - left[bit]) if bit in left else base[bit] for bit in range(sets)])
+                saved.append(
+                    [max(base[bit], spaced[bit] - left[bit]) if bit in left else base[bit] for bit in range(sets)]
+                )
         self.row_of = self._tensor(row_of)
         self.carry_tokens, self.carry_bits = self._ragged(rows)
         self.saved = self._tensor(saved, torch.float32)
@@ -223,7 +237,9 @@ class Tracker:
             The states, (B, K, M); which offers are allowed; and which were refused for what they write (not for being late).
         """
         size = len(self.lengths)
-        silent = (tokens >= size) | (self.lengths[tokens.clamp(max=size - 1)] == 0)  # special tokens: they would fill up the length
+        silent = (tokens >= size) | (
+            self.lengths[tokens.clamp(max=size - 1)] == 0
+        )  # special tokens: they would fill up the length
         tokens = tokens.clamp(max=size - 1)
         terms, assertion, met = self._walk(state, self.bytes[tokens], int(self.lengths[tokens].max()))
         sentence, written, repeated = self._sentences(state, tokens)
@@ -269,7 +285,11 @@ class Tracker:
         sentence = state.sentence[:, :, None].expand(shape)
         sentence = sentence * self.token_power[tokens] + self.token_hash[tokens]
         if not self.remembers:
-            return sentence.masked_fill(self.ends_sentence[tokens], 0), written, torch.zeros_like(tokens, dtype=torch.bool)
+            return (
+                sentence.masked_fill(self.ends_sentence[tokens], 0),
+                written,
+                torch.zeros_like(tokens, dtype=torch.bool),
+            )
         closes = self.ends_sentence[tokens] & (sentence != 0)
         repeated = closes & (written == sentence[..., None]).any(-1) & self.no_repeat[:, None, None]
         shifted = torch.cat([sentence[..., None], written[..., :-1]], -1)
@@ -343,7 +363,11 @@ class Tracker:
         blocked = self.negated[state.assertion]
         usable = torch.where(blocked, missing & ~self.asserted[:, None], missing)
         row = self.row_of[self._meaning(state.terms)]
-        begin = self.which[:, None] * 4 + 2 * (state.sentence == 0).long() + self.after_space[self._meaning(state.terms)].long()
+        begin = (
+            self.which[:, None] * 4
+            + 2 * (state.sentence == 0).long()
+            + self.after_space[self._meaning(state.terms)].long()
+        )
         tokens = torch.cat([self.carry_tokens[row], self.begin_tokens[begin]], -1)
         bits = torch.cat([self.carry_bits[row], self.begin_bits[begin]], -1)
         tokens = tokens.masked_fill((bits & usable[..., None]) == 0, -1)

@@ -123,7 +123,9 @@ class TreeLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         more = size - self.keys.shape[1]
         self.keys = torch.cat([self.keys, self.keys.new_zeros(self.keys.shape[0], more, *self.keys.shape[2:])], 1)
-        self.values = torch.cat([self.values, self.values.new_zeros(self.values.shape[0], more, *self.values.shape[2:])], 1)
+        self.values = torch.cat(
+            [self.values, self.values.new_zeros(self.values.shape[0], more, *self.values.shape[2:])], 1
+        )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the mask; asked for the prompt only, later masks are given whole."""
@@ -165,15 +167,24 @@ class HuggingFaceStepper:
         config = model.config.get_text_config()
         kind = config._attn_implementation
         if kind not in ATTENTION:
-            raise InputError(f"attn_implementation {kind!r}: beam search needs 'sdpa' or 'eager'; load the model with one of them")
+            raise InputError(
+                f"attn_implementation {kind!r}: beam search needs 'sdpa' or 'eager'; load the model with one of them"
+            )
         settings = config.to_dict()
         layer_types = set(settings.get("layer_types") or ())
         foreign = layer_types - {"full_attention", "sliding_attention"}
         if foreign:
-            raise InputError(f"layers of type {sorted(foreign)}: beam search needs a model whose layers all use attention")
+            raise InputError(
+                f"layers of type {sorted(foreign)}: beam search needs a model whose layers all use attention"
+            )
         self.window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
         self.by_type = "sliding_attention" in layer_types
-        self.model, self.inputs_embeds, self.input_ids, self.attention_mask = model, inputs_embeds, input_ids, attention_mask
+        self.model, self.inputs_embeds, self.input_ids, self.attention_mask = (
+            model,
+            inputs_embeds,
+            input_ids,
+            attention_mask,
+        )
         self.slots = Slots(attention_mask.bool(), num_beams, max_new_tokens)
         self.cache = Cache(layers=[TreeLayer(self.slots) for _ in range(config.num_hidden_layers)])
         self.dtype: torch.dtype = model.dtype

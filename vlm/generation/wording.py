@@ -63,7 +63,9 @@ class Wording:
 
         A term that is a name of an allowed concept as well is left out too.
         """
-        spared = frozenset().union(*(self.concepts.get(other, frozenset()) for other in allowed)) if allowed else frozenset()
+        spared = (
+            frozenset().union(*(self.concepts.get(other, frozenset()) for other in allowed)) if allowed else frozenset()
+        )
         kept = {term for id in spared for term in self.nouns.get(id, ()) + self.composites.get(id, ())}
         ids = sorted(self.concepts.get(label, frozenset()) - spared)
         terms = [

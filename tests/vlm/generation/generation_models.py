@@ -41,7 +41,9 @@ def tiny(family: str, vocabulary: int = VOCABULARY) -> torch.nn.Module:
             model = OPTForCausalLM(OPTConfig(**common, **wide, ffn_dim=48, word_embed_proj_dim=32))
         case _:
             shape = dict(n_embd=32, n_layer=2, n_head=4, n_positions=256)
-            model = GPT2LMHeadModel(GPT2Config(**{k: v for k, v in common.items() if k != "max_position_embeddings"}, **shape))
+            model = GPT2LMHeadModel(
+                GPT2Config(**{k: v for k, v in common.items() if k != "max_position_embeddings"}, **shape)
+            )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -40,7 +40,9 @@ def sentence_piece() -> PreTrainedTokenizerFast:
     specials = ["<pad>", "<s>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     letters = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,-▁"]
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=specials[:4], initial_alphabet=letters)
-    tokenizer.train_from_iterator([word for report in REPORTS * 5 for word in (" " + report).replace(" ", " ▁").split(" ")], trainer)
+    tokenizer.train_from_iterator(
+        [word for report in REPORTS * 5 for word in (" " + report).replace(" ", " ▁").split(" ")], trainer
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
@@ -54,7 +56,10 @@ def random_model(kind: str) -> torch.nn.Module:
 
 def appears(text: str, terms: tuple[str, ...]) -> bool:
     """Whether a term stands in the text as words."""
-    return any(re.search(rf"(?<![a-z0-9\x80-\uffff]){re.escape(term.lower())}(?![a-z0-9\x80-\uffff])", plain(text)) for term in terms)
+    return any(
+        re.search(rf"(?<![a-z0-9\x80-\uffff]){re.escape(term.lower())}(?![a-z0-9\x80-\uffff])", plain(text))
+        for term in terms
+    )
 
 
 def plain(text: str) -> str:

@@ -85,7 +85,9 @@ def test_search_with_a_ban_equals_bad_words_of_transformers() -> None:
     model, tokenizer = random_model("byte"), byte_level()
     draw = random.Random(7)
     prompt = draw_prompt(model, 3, draw)
-    marks = [token for token in range(3, len(tokenizer)) if tokenizer.decode([token]) in (" pleural", " heart", " size")]
+    marks = [
+        token for token in range(3, len(tokenizer)) if tokenizer.decode([token]) in (" pleural", " heart", " size")
+    ]
     compiled = compile_constraints(
         Constraints(must_not_assert=(TermSet("x", ("zzzz",)),)), tokenizer, 20
     )  # a constraint that never bites must change nothing
@@ -99,10 +101,16 @@ def test_no_sentence_is_written_twice() -> None:
     model, tokenizer = random_model("byte"), byte_level()
     compiled = compile_constraints(Constraints(repeat_sentences=False), tokenizer, 60)
     draw = random.Random(1)
-    for candidates in beam_search(model, settings(4, 60), input_ids=draw_prompt(model, 4, draw), constraints=[compiled] * 4):
+    for candidates in beam_search(
+        model, settings(4, 60), input_ids=draw_prompt(model, 4, draw), constraints=[compiled] * 4
+    ):
         sentences = [
             "".join(char for char in part.lower() if char.isalnum())
-            for part in text_of("byte", candidates[0].tokens).replace("!", ".").replace("?", ".").replace("\n", ".").split(".")
+            for part in text_of("byte", candidates[0].tokens)
+            .replace("!", ".")
+            .replace("?", ".")
+            .replace("\n", ".")
+            .split(".")
         ]
         sentences = [sentence for sentence in sentences if sentence]
         assert len(sentences) == len(set(sentences))
@@ -127,5 +135,7 @@ def test_a_soft_weight_moves_the_score_and_no_more() -> None:
     plain = beam_search(model, settings(4, 20, length_penalty=0.0), input_ids=prompt)[0][0]
     best = beam_search(model, settings(4, 20, length_penalty=0.0), input_ids=prompt, constraints=[compiled])[0][0]
     bonus = best.score - best.logprob
-    assert bonus == pytest.approx(50.0 if appears(text_of("byte", best.tokens), ("a", "e", "i", "the")) else 0.0, abs=1e-2)
+    assert bonus == pytest.approx(
+        50.0 if appears(text_of("byte", best.tokens), ("a", "e", "i", "the")) else 0.0, abs=1e-2
+    )
     assert best.score >= plain.score - 1e-3

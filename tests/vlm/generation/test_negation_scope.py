@@ -51,7 +51,9 @@ def test_negated_mentions_are_allowed_and_do_not_meet(text: str) -> None:
 @pytest.mark.parametrize("text", ASSERTED)
 def test_assertions_are_found(text: str) -> None:
     tokenizer = byte_level()
-    assert unmet_in(compile_constraints(Constraints(must_not_assert=(EFFUSION,)), tokenizer, 100), text) == ("must_not_assert",)
+    assert unmet_in(compile_constraints(Constraints(must_not_assert=(EFFUSION,)), tokenizer, 100), text) == (
+        "must_not_assert",
+    )
     required = TermSet("effusion", EFFUSION.terms, asserted=True)
     assert unmet_in(compile_constraints(Constraints(must_appear=(required,)), tokenizer, 100), text) == ()
 
@@ -61,7 +63,23 @@ def test_search_keeps_what_a_reading_of_the_text_asks(seed: int) -> None:
     """Random constraints over a random model; the text is read again from its first byte."""
     draw = random.Random(seed)
     model, tokenizer = random_model("byte"), byte_level()
-    pool = ["effusion", "heart", "mass", "no", "size", "the", "is", "in", "seen", "lung", "left", "s", "eg", "normal", "spine"]
+    pool = [
+        "effusion",
+        "heart",
+        "mass",
+        "no",
+        "size",
+        "the",
+        "is",
+        "in",
+        "seen",
+        "lung",
+        "left",
+        "s",
+        "eg",
+        "normal",
+        "spine",
+    ]
     draw.shuffle(pool)
     constraints = Constraints(
         must_appear=tuple(TermSet(word, (word,), asserted=draw.random() < 0.5) for word in pool[:3] if word != "no"),
@@ -74,8 +92,13 @@ def test_search_keeps_what_a_reading_of_the_text_asks(seed: int) -> None:
         assert candidates[0].unmet == ()
         for candidate in candidates:
             text = compiled.table.write([token for token in candidate.tokens if token != 2])
-            assert unmet_in(compiled, text.decode(errors="surrogateescape").encode("utf-8", "surrogateescape").decode("latin-1")) \
-                == candidate.unmet or not text.isascii()
+            assert (
+                unmet_in(
+                    compiled, text.decode(errors="surrogateescape").encode("utf-8", "surrogateescape").decode("latin-1")
+                )
+                == candidate.unmet
+                or not text.isascii()
+            )
 
 
 def test_bad_constraints_are_refused_in_one_line() -> None:
@@ -101,7 +124,9 @@ def test_bad_constraints_are_refused_in_one_line() -> None:
         BeamSettings()
     with pytest.raises(InputError, match="pad prompts on the left"):
         settings = BeamSettings(eos_token_ids=(2,), max_new_tokens=3)
-        beam_search(random_model("byte"), settings, input_ids=torch.tensor([[5, 6]]), attention_mask=torch.tensor([[1, 0]]))
+        beam_search(
+            random_model("byte"), settings, input_ids=torch.tensor([[5, 6]]), attention_mask=torch.tensor([[1, 0]])
+        )
 
 
 def test_constraints_survive_json() -> None:
