@@ -15,12 +15,14 @@ from vlm.evaluation.result import Evaluation
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.05rem; margin: 2rem 0 .4rem; }
+h1 { font-size: 1.5rem; }
+h2 { font-size: 1.05rem; margin: 2rem 0 .4rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .86rem; }
 td, th { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #8883; white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
 tr.floor td { opacity: .7; }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots img { max-width: 100%; width: 29rem; background: white; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+.plots img { max-width: 100%; width: 29rem; background: white; }
 .plots img.wide { width: 100%; } .scroll { overflow-x: auto; } code { font-size: .78rem; overflow-wrap: anywhere; }
 """
 
@@ -51,7 +53,8 @@ def page(result: Evaluation, plots: dict[str, bytes]) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>Evaluation of {html.escape(systems)}</title><style>{_STYLE}</style>",
         f"<h1>Evaluation of {html.escape(systems)}</h1><p>{len(result.ids)} studies. Floors stand below the systems: ",
-        "a report generator that does not beat them says nothing of its images. Research software, not a medical device.</p>",
+        "a report generator that does not beat them says nothing of its images. ",
+        "Research software, not a medical device.</p>",
         f"<div class=plots>{images}</div>",
     ]
     for title, header, rows in tables_of(result):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,9 +38,9 @@ def make_plots(result: Evaluation, lengths: Sequence[int]) -> dict[str, bytes]:
         if kept:
             suffix = "" if len(result.probabilities) == 1 else f"_{name.replace('/', '_')}"
             curves = {label: (truth[label], scores[label]) for label in kept}
-            plots[f"roc{suffix}"] = _figure(lambda axes, c=curves: _draw_roc(axes, c))
-            plots[f"pr{suffix}"] = _figure(lambda axes, c=curves: _draw_pr(axes, c), (7.4, 4.6))
-            plots[f"reliability{suffix}"] = _figure(lambda axes, t=truth, s=scores: _draw_reliability(axes, t, s))
+            plots[f"roc{suffix}"] = _figure(partial(_draw_roc, curves=curves))
+            plots[f"pr{suffix}"] = _figure(partial(_draw_pr, curves=curves), (7.4, 4.6))
+            plots[f"reliability{suffix}"] = _figure(partial(_draw_reliability, truth=truth, scores=scores))
     if result.detection:
         plots["froc"] = _figure(lambda axes: _draw_froc(axes, result))
     return plots

@@ -125,6 +125,11 @@ class Evaluation:
             out |= {f"{prefix}auc_mean": aucs.mean, f"{prefix}auc_mean.low": aucs.interval.low}
             out |= {f"{prefix}auc_mean.high": aucs.interval.high, f"{prefix}auc_labels": len(aucs.by_label)}
             out |= {f"{prefix}auc[{label}]": value for label, (value, _, _) in aucs.by_label.items()}
+        for name, kinds in self.tables.items():
+            prefix = "" if alone else f"{name}."
+            for kind, rows in kinds.items():
+                out |= {f"{prefix}{kind}_f1[{row.label}]": row.f1 for row in rows}
+                out |= {f"{prefix}{kind}_support[{row.label}]": row.support for row in rows}
         out |= {f"ceiling.{name}": value for name, value in self.ceiling.items()}
         out |= {f"{name}.signature": text for name, text in self.signatures.items()}
         out |= {f"settings.{name}": value for name, value in self.settings.items()}

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from vlm.evaluation.clinical import FindingReader, Readings
 
 
+_FOURTEEN = "chexpert14"  # always scored beside the chosen view, as the field reports it
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How to score.
@@ -295,7 +298,7 @@ def _score(work: _Work, result: Evaluation) -> None:
             SystemResult(_floor_name("shuffled", name, work.joined), True, floors.average(drawn), {}, note=note)
         )
     for score in result.systems[0].scores:
-        textual = not score.name.startswith(("finding", "coded", "false", "contra", "omis", "lateral"))
+        textual = not score.name.startswith(("finding", "coded", "false", "contra", "omis", "lateral", _FOURTEEN))
         result.signatures[score.name] = (
             signature(score.signature, work.profile, 1, len(work.joined.ids))
             if textual
@@ -312,7 +315,8 @@ def _read_all(work: _Work) -> dict[str, dict[str, Readings]]:
     """Returns view -> name -> readings, the references under "reference"."""
     if work.reader is None:
         return {}
-    views = [work.settings.view] + ([work.settings.coded_view] if work.coded is not None else [])
+    views = [work.settings.view, *(_FOURTEEN,) * (_FOURTEEN in work.reader.graph.views)]
+    views += [work.settings.coded_view] if work.coded is not None else []
     texts = {"reference": work.joined.references, **work.texts}
     return {
         view: {name: work.reader.read(lines, view) for name, lines in texts.items()} for view in dict.fromkeys(views)
@@ -339,7 +343,7 @@ def _all_scores(
         scores.insert(5, meteor_java(work.tokens[name], [[text] for text in work.references]))
     if work.reader is None:
         return scores
-    from vlm.evaluation.clinical import coded_scores, finding_scores
+    from vlm.evaluation.clinical import agreement_scores, coded_scores, finding_scores
 
     def reading(view: str) -> Readings:
         found = readings[view][name]
@@ -347,6 +351,9 @@ def _all_scores(
 
     view = work.settings.view
     scores += finding_scores(reading(view), readings[view]["reference"], view)
+    if view != _FOURTEEN and _FOURTEEN in readings:
+        mine, theirs = reading(_FOURTEEN).positive, readings[_FOURTEEN]["reference"].positive
+        scores += agreement_scores(_FOURTEEN, mine, theirs, f"read:both|view:{_FOURTEEN}")
     if work.coded is not None:
         scores += coded_scores(reading(work.settings.coded_view), work.coded, work.settings.coded_view)
     return scores
@@ -361,10 +368,9 @@ def _clinical_tables(work: _Work, result: Evaluation, readings: Mapping[str, Map
     for name in work.joined.systems:
         reference, mine = readings[view]["reference"], readings[view][name]
         result.tables[name] = {"finding": label_table(mine.labels, mine.positive, reference.positive)}
-        for other in ("chexpert14",):
-            if other != view and other in work.reader.graph.views:
-                theirs, own = work.reader.read(work.joined.references, other), work.reader.read(work.texts[name], other)
-                result.tables[name][other] = label_table(own.labels, own.positive, theirs.positive)
+        if view != _FOURTEEN and _FOURTEEN in readings:
+            mine, theirs = readings[_FOURTEEN][name], readings[_FOURTEEN]["reference"]
+            result.tables[name][_FOURTEEN] = label_table(mine.labels, mine.positive, theirs.positive)
         if work.coded is not None:
             mine = readings[coded_view][name]
             result.tables[name]["coded"] = label_table(mine.labels, mine.positive, work.coded)
