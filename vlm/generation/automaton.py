@@ -1,8 +1,9 @@
-"""Aho-Corasick over bytes, at word boundaries: which terms end here, and what could still become one (Aho and Corasick 1975).
+"""Aho-Corasick over bytes, at word boundaries: which terms end here, and what could still become one (Aho and Corasick
+1975).
 
-The automaton reads folded bytes (lower case, all white space alike). A term starts at a boundary (after a byte that is no letter or
-digit) and counts when the byte behind it is one, so "mass" is not found in "massive". Tokens are read byte by byte, whatever their
-cut. The table is filled level by level with whole rows: 10,000 terms take well under a second.
+The automaton reads folded bytes (lower case, all white space alike). A term starts at a boundary (after a byte that is
+no letter or digit) and counts when the byte behind it is one, so "mass" is not found in "massive". Tokens are read byte
+by byte, whatever their cut. The table is filled level by level with whole rows: 10,000 terms take well under a second.
 
 States: 0 after white space, 1 after other punctuation, 2 inside a word that is no term's, from 3 on the trie.
 """
@@ -17,7 +18,8 @@ import numpy as np
 AFTER_SPACE, AFTER_MARK, IN_WORD, FIRST_NODE = range(4)
 
 SPACE, MARK, WORD, FIRST_CLASS = range(4)
-"""Classes of bytes that no term uses; from FIRST_CLASS on one class for each byte that some term uses. The last class is padding."""
+"""Classes of bytes that no term uses; from FIRST_CLASS on one class for each byte that some term uses. The last class
+is padding."""
 
 
 def fold(text: bytes) -> bytes:
@@ -106,7 +108,7 @@ def _trie(
         ends.append(state)
     depth = np.array(depths, dtype=np.int64)
     order = np.argsort(depth, kind="stable")
-    cuts = np.cumsum(np.bincount(depth)[1:])[:-1] if len(depth) else []
+    cuts = np.cumsum(np.bincount(depth)[1:])[:-1].tolist() if len(depth) else []
     levels = tuple(np.split(order + FIRST_NODE, cuts)) if len(depth) else ()
     return nodes, tuple(ends), np.array(parents, dtype=np.int64), np.array(last, dtype=np.int64), levels
 

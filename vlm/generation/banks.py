@@ -1,8 +1,9 @@
 """Who gets the beams: half go to the best, half to the stages of meeting the terms that must appear.
 
-Dynamic beam allocation (Post and Vilar 2018) gives each number of met constraints its own bank, so that a beam which has paid for a
-term isn't thrown out by one that hasn't. Departures: a term that is half written is a stage of its own; and only every second beam
-is taken from the banks, because a search whose beams all pay for terms early finds no natural place for them later.
+Dynamic beam allocation (Post and Vilar 2018) gives each number of met constraints its own bank, so that a beam which
+has paid for a term isn't thrown out by one that hasn't. Departures: a term that is half written is a stage of its own;
+and only every second beam is taken from the banks, because a search whose beams all pay for terms early finds no
+natural place for them later.
 
 Shapes: `B` studies, `X` offers, `C` kept.
 """
@@ -16,7 +17,8 @@ from torch import Tensor
 def share_out(scores: Tensor, levels: Tensor, max_level: int, keep: int) -> Tensor:
     """Indices of the offers to keep, in the order in which they are taken.
 
-    By turns the next best of all, and the next of the banks: the best of the highest level, of the next, ..., then the second best
+    By turns the next best of all, and the next of the banks: the best of the highest level, of the next, ..., then the
+        second best
     of each, and so on. An offer whose turn comes twice is taken once.
 
     Args:

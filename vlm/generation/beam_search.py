@@ -1,11 +1,14 @@
-"""Beam search over any causal LM: without constraints what transformers' `generate(num_beams=k)` returns, with them what must hold.
+"""Beam search over any causal LM: without constraints what transformers' `generate(num_beams=k)` returns, with them
+what must hold.
 
-The scoring, the order of hypotheses and the three ways to stop early follow transformers 5 (`GenerationMixin._beam_search`).
-Three things differ. All beams of a step are one forward pass over a tree (`tree_cache.py`). Each beam offers its best tokens
-only, and more of them when constraints took too many away, so a lexicon's size never enters a step. And with terms that must
-appear, beams are shared out over how far they have come (`banks.py`; dynamic beam allocation, Post and Vilar 2018).
+The scoring, the order of hypotheses and the three ways to stop early follow transformers 5
+(`GenerationMixin._beam_search`). Three things differ. All beams of a step are one forward pass over a tree
+(`tree_cache.py`). Each beam offers its best tokens only, and more of them when constraints took too many away, so a
+lexicon's size never enters a step. And with terms that must appear, beams are shared out over how far they have come
+(`banks.py`; dynamic beam allocation, Post and Vilar 2018).
 
-Shapes: `B` studies, `K` beams, `M` tokens that a beam offers, `C` candidates that a study keeps, `T` new tokens, `V` vocabulary.
+Shapes: `B` studies, `K` beams, `M` tokens that a beam offers, `C` candidates that a study keeps, `T` new tokens, `V`
+vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ UNMET = -1.0e6
 """What each unmet constraint takes from a finished answer's place in the order; not from its score."""
 
 SPARE = 16
-"""Tokens that a beam offers beyond what plain search can use, so that a few forbidden ones seldom mean a second look."""
+"""Tokens that a beam offers beyond what plain search can use, so that a few forbidden ones seldom mean a second
+look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,10 @@ class BeamSettings:
         num_beams: width, 1 or more.
         max_new_tokens: longest answer, the end token counted.
         min_new_tokens: no end token before this many.
-        length_penalty: exponent of the length by which a finished log probability is divided; above 0 favours long answers.
-        early_stopping: True stops at `num_beams` finished answers, False by transformers' estimate, "never" by the exact bound.
+        length_penalty: exponent of the length by which a finished log probability is divided; above 0 favours long
+            answers.
+        early_stopping: True stops at `num_beams` finished answers, False by transformers' estimate, "never" by the
+            exact bound.
         no_repeat_ngram_size: n-grams of tokens of this size occur once; 0 for no such rule.
         eos_token_ids: any of them ends an answer.
         pad_token_id: fills up; None for the first end token.
@@ -113,8 +119,10 @@ class _Offers:
 
     def pick(self, index: Tensor) -> _Offers:
         tracked = self.tracked.pick(index) if self.tracked else None
-        fields = (self.scores, self.logprobs, self.beams, self.tokens)
-        return _Offers(*(field.gather(1, index) for field in fields), tracked)
+        scores, logprobs, beams, tokens = (
+            f.gather(1, index) for f in (self.scores, self.logprobs, self.beams, self.tokens)
+        )
+        return _Offers(scores, logprobs, beams, tokens, tracked)
 
 
 @torch.inference_mode()
@@ -138,10 +146,12 @@ def beam_search(
         constraints: one entry a study, None for a study without; None for none at all.
 
     Returns:
-        For each study at most `num_beams` answers, best first: first those with the fewest constraints unmet, then by score.
+        For each study at most `num_beams` answers, best first: first those with the fewest constraints unmet, then by
+        score.
 
     Raises:
-        InputError: no prompt or two, padding on the right, shapes that don't fit, or a model that keeps a recurrent state.
+        InputError: no prompt or two, padding on the right, shapes that don't fit, or a model that keeps a recurrent
+            state.
     """
     prompt = _check_prompt(inputs_embeds, input_ids)
     if attention_mask is None:
@@ -164,7 +174,8 @@ def search(
     constraints: Sequence[CompiledConstraints | None] | None = None,
     prompt_ids: Tensor | None = None,
 ) -> list[list[Candidate]]:
-    """The search itself, over whatever gives logits (arguments as in `beam_search`; prompt ids count in n-gram blocking)."""
+    """The search itself, over whatever gives logits (arguments as in `beam_search`; prompt ids count in n-gram
+    blocking)."""
     suppressed = list(settings.suppress_token_ids)
     logits = stepper.prefill()  # (B, V)
     logits[..., suppressed] = float("-inf")

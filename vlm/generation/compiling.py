@@ -1,9 +1,11 @@
 """Constraints and a tokenizer -> tables: the term automaton, what its states mean, and the tokens that carry a term on.
 
-Forcing a term needs three things of every state: which tokens go on with a term that is begun, which tokens begin one (after a space
-without, elsewhere with a leading space), and how many tokens a term still takes. Checking needs none of them.
+Forcing a term needs three things of every state: which tokens go on with a term that is begun, which tokens begin one
+(after a space without, elsewhere with a leading space), and how many tokens a term still takes. Checking needs none of
+them.
 
-Shapes: `S` states of the term automaton, `Q` sets of terms with a bit, `A` tokens that carry on, `P` states with such tokens.
+Shapes: `S` states of the term automaton, `Q` sets of terms with a bit, `A` tokens that carry on, `P` states with such
+tokens.
 """
 
 from __future__ import annotations
@@ -51,11 +53,12 @@ class CompiledConstraints:
         hard: how many of them are hard.
         weights: (Q,) float64, added to the score once the set's bit is set; 0 for hard ones.
         asserted: bits that count in an assertion only.
-        begin: tokens that begin a term, (token, bits): inside a sentence without and with white space before it, then at a
-            sentence's start likewise.
+        begin: tokens that begin a term, (token, bits): inside a sentence without and with white space before it, then
+            at a sentence's start likewise.
         carry_on: state -> tokens that go on with a term: (token, bits).
         rest: state -> bit number -> tokens that the term still takes.
-        cost: (hard, 2) int64, tokens that a set takes from its beginning: a leading space included, and behind white space.
+        cost: (hard, 2) int64, tokens that a set takes from its beginning: a leading space included, and behind white
+            space.
         to_deny: (A,) int64, tokens that a denial still takes in each state of the negation automaton.
         stop_token: writes a full stop; None when the tokenizer has none.
         left_out: hard sets that don't fit into the length.
@@ -104,7 +107,8 @@ def compile_constraints(
         automaton: over at least these terms and cues (`build_for`), so that it isn't built again; None to build one.
 
     Raises:
-        InputError: a term that the tokenizer can't write, a set that both must and must not appear, or (strict) too many terms.
+        InputError: a term that the tokenizer can't write, a set that both must and must not appear, or (strict) too
+            many terms.
     """
     table = TokenTable.of(tokenizer)
     forbidden = sorted(
@@ -176,7 +180,8 @@ def _terms(entry: TermSet) -> list[bytes]:
 
 
 def _spellings(entry: TermSet, forbidden: frozenset[bytes], table: TokenTable) -> list[bytes]:
-    """Terms of a set that must appear and that the tokenizer can write, those left out that a forbidden term lies in."""
+    """Terms of a set that must appear and that the tokenizer can write, those left out that a forbidden term lies
+    in."""
     terms = _terms(entry)
     for term in terms:
         if table.greedy(b" " + term) is None or table.greedy(term) is None:
@@ -252,7 +257,8 @@ def _meanings(terms: Automaton, groups: list[tuple[list[bytes], int, int]]) -> t
 def _ways(
     terms: Automaton, forcing: dict[int, list[bytes]], table: TokenTable
 ) -> tuple[dict[int, dict[int, int]], dict[int, tuple[tuple[int, int], ...]], np.ndarray]:
-    """From each state inside a required term: what the term still takes, which tokens go on, and that it is under way."""
+    """From each state inside a required term: what the term still takes, which tokens go on, and that it is under
+    way."""
     rest: dict[int, dict[int, int]] = defaultdict(dict)
     carry_on: dict[int, dict[int, int]] = defaultdict(dict)
     inside = np.zeros(len(terms.moves), dtype=np.int64)
@@ -303,7 +309,8 @@ def _tokens_left(term: bytes, table: TokenTable) -> list[int]:
 @lru_cache(maxsize=65536)
 def _path(term: bytes, table: TokenTable) -> tuple[list[int], list[int | None]]:
     """From each letter of a term on: how many tokens write the rest, longest first, and the first of them."""
-    left, tokens = [FAR] * len(term) + [0], [None] * (len(term) + 1)
+    left = [FAR] * len(term) + [0]
+    tokens: list[int | None] = [None] * (len(term) + 1)
     for start in range(len(term) - 1, -1, -1):
         for end in range(min(len(term), start + table.longest), start, -1):
             token = table.by_bytes.get(term[start:end])

@@ -2,12 +2,12 @@
 
 ```json
 {"must_appear": [{"name": "pneumothorax", "terms": ["pneumothorax", "collapsed lung"], "asserted": true}],
- "must_not_assert": [{"name": "edema", "terms": ["edema", "congestion"]}, {"name": "mass", "terms": ["mass"], "weight": 2.0}],
- "repeat_sentences": false}
+ "must_not_assert": [{"name": "edema", "terms": ["edema", "congestion"]}, {"name": "mass", "terms": ["mass"], "weight":
+ 2.0}], "repeat_sentences": false}
 ```
 
-A set without a weight is hard. With one it is soft: the weight, in nats, is added to (must appear) or taken from (must not) a
-beam's log probability once.
+A set without a weight is hard. With one it is soft: the weight, in nats, is added to (must appear) or taken from (must
+not) a beam's log probability once.
 """
 
 from __future__ import annotations

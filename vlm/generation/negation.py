@@ -1,11 +1,12 @@
-"""Assertion or not, byte by byte: a small automaton for negation triggers, the end of their scope, and denials behind a term.
+"""Assertion or not, byte by byte: a small automaton for negation triggers, the end of their scope, and denials behind a
+term.
 
-After NegEx (Chapman et al. 2001): a trigger ("no", "without") negates every term up to the end of the sentence or a word that ends
-its scope ("but", "no change in"). Departure: nothing is taken back. A forbidden term that no trigger precedes must be followed at
-once by a denial ("is not seen"); a required one must not.
+After NegEx (Chapman et al. 2001): a trigger ("no", "without") negates every term up to the end of the sentence or a
+word that ends its scope ("but", "no change in"). Departure: nothing is taken back. A forbidden term that no trigger
+precedes must be followed at once by a denial ("is not seen"); a required one must not.
 
-The automaton's state is (inside a scope?, progress through a denial). Events of the term automaton reach it at the byte behind the
-term's or trigger's last one.
+The automaton's state is (inside a scope?, progress through a denial). Events of the term automaton reach it at the byte
+behind the term's or trigger's last one.
 """
 
 from __future__ import annotations

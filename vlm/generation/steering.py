@@ -6,7 +6,8 @@
 | at or below its lower threshold | no term of it may be asserted; "no pneumothorax" stays allowed |
 | between | soft: a term is worth `softness` * log-odds against the middle of the two, as a bonus or a penalty |
 
-**Dynamic width** (the seed paper's "dynamically adjusted" beams). With m findings that must appear and u uncertain ones,
+**Dynamic width** (the seed paper's "dynamically adjusted" beams). With m findings that must appear and u uncertain
+ones,
 
     width      = clamp(base + m + ceil(u / 4), 2, 2 * base)     two stages a required term need beams of their own
                  2 if m = 0 and u = 0                            nothing to decide: a normal study
@@ -149,7 +150,7 @@ def parts_of(term: str) -> list[str]:
 
 def term_automaton(wording: Wording) -> Automaton:
     """One automaton over every term of a wording, to compile all studies' constraints with (`compile_constraints`)."""
-    return build_for([term for term in wording.every_term()], wording.negation)
+    return build_for(wording.every_term(), wording.negation)
 
 
 def _soft(

@@ -1,6 +1,7 @@
 """From decoded text to a report whose sentences point at their evidence.
 
-Each sentence is read by `knowledge.extraction`. What it says of a label is held against that label's probability and boxes:
+Each sentence is read by `knowledge.extraction`. What it says of a label is held against that label's probability and
+boxes:
 
 | the sentence says | probability at or above upper, or a box | in between | at or below lower |
 |---|---|---|---|
@@ -8,8 +9,9 @@ Each sentence is read by `knowledge.extraction`. What it says of a label is held
 | absent | contradicted | unsupported | supported |
 | uncertain | supported | supported | unsupported |
 
-A sentence is contradicted when one of its statements is, or when it is the less probable side of a contradiction inside the report
-(`knowledge.rules`); supported when at least one statement is and none is contradicted. Its confidence is that of its least certain
+A sentence is contradicted when one of its statements is, or when it is the less probable side of a contradiction inside
+the report (`knowledge.rules`); supported when at least one statement is and none is contradicted. Its confidence is
+that of its least certain
 statement: p for present, 1 - p for absent.
 """
 
@@ -190,6 +192,7 @@ def _sentence(text: str, section: str, statements: tuple[Statement, ...]) -> Sen
 
 
 def abstain(sentences: Sequence[Sentence], least: float) -> tuple[tuple[Sentence, ...], tuple[Sentence, ...]]:
-    """Sentences to keep, and those left out because they are contradicted or their confidence is below `least` in [0, 1]."""
+    """Sentences to keep, and those left out because they are contradicted or their confidence is below `least` in [0,
+    1]."""
     out = [s for s in sentences if s.status == "contradicted" or (s.confidence is not None and s.confidence < least)]
     return tuple(s for s in sentences if s not in out), tuple(out)

@@ -1,7 +1,8 @@
-"""What each token of a tokenizer writes, in bytes: constraints are checked on text, so every segmentation of a term is one term.
+"""What each token of a tokenizer writes, in bytes: constraints are checked on text, so every segmentation of a term is
+one term.
 
-Byte-level BPE maps printable characters to bytes (GPT-2's table); SentencePiece and its descendants write a space as `▁` and
-unknown bytes as `<0x0A>`. Special tokens write nothing.
+Byte-level BPE maps printable characters to bytes (GPT-2's table); SentencePiece and its descendants write a space as
+`▁` and unknown bytes as `<0x0A>`. Special tokens write nothing.
 """
 
 from __future__ import annotations

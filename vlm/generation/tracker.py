@@ -1,16 +1,18 @@
-"""Constraint states of all beams at once: a function of the tokens alone, held in tensors, advanced for every offer of a step.
+"""Constraint states of all beams at once: a function of the tokens alone, held in tensors, advanced for every offer of
+a step.
 
-A step walks the bytes of the offered tokens through the tables of `compiling.py`: a loop over the bytes of the longest token, never
-over beams, studies or the vocabulary. A lexicon's size shows only in the size of the tables.
+A step walks the bytes of the offered tokens through the tables of `compiling.py`: a loop over the bytes of the longest
+token, never over beams, studies or the vocabulary. A lexicon's size shows only in the size of the tables.
 
-Shapes: `B` studies, `K` beams, `M` offers a beam, `X` = K * M, `L` bytes of a token, `Q` sets with a bit, `R` remembered sentences.
+Shapes: `B` studies, `K` beams, `M` offers a beam, `X` = K * M, `L` bytes of a token, `Q` sets with a bit, `R`
+remembered sentences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -57,14 +59,16 @@ class Tracked:
 
     def flatten(self) -> Tracked:
         """(B, K, M, ...) -> (B, X, ...)."""
-        fields = (self.terms, self.assertion, self.met, self.sentence, self.written)
-        return Tracked(*(field.flatten(1, 2) for field in fields))
+        flat = [field.flatten(1, 2) for field in (self.terms, self.assertion, self.met, self.sentence, self.written)]
+        return Tracked(*flat)
 
     def pick(self, index: Tensor) -> Tracked:
         """Entries `index` (B, C) of (B, X)."""
-        fields = (self.terms, self.assertion, self.met, self.sentence)
+        terms, assertion, met, sentence = (
+            f.gather(1, index) for f in (self.terms, self.assertion, self.met, self.sentence)
+        )
         wide = index[:, :, None].expand(-1, -1, self.written.shape[-1])
-        return Tracked(*(field.gather(1, index) for field in fields), self.written.gather(1, wide))
+        return Tracked(terms, assertion, met, sentence, self.written.gather(1, wide))
 
 
 class Tracker:
@@ -103,11 +107,12 @@ class Tracker:
         self.forbids = bool((self.events & FORBIDDEN).any())
         self.has_soft = any(entry.weights.any() for entry in distinct)
 
-    def _tensor(self, array: np.ndarray | list[int], dtype: torch.dtype = torch.long) -> Tensor:
+    def _tensor(self, array: Any, dtype: torch.dtype = torch.long) -> Tensor:
         return torch.as_tensor(np.asarray(array)).to(self.device, dtype)
 
     def _stack_terms(self, distinct: list[CompiledConstraints]) -> None:
-        """Studies may share an automaton and differ in what its states mean: `meaning` - `terms` is a study's offset."""
+        """Studies may share an automaton and differ in what its states mean: `meaning` - `terms` is a study's
+        offset."""
         automata = list({id(entry.terms): entry.terms for entry in distinct}.values())
         self.term_width = max(automaton.moves.shape[1] for automaton in automata)
         offsets = np.concatenate([[0], np.cumsum([len(automaton.moves) for automaton in automata])])
@@ -152,7 +157,8 @@ class Tracker:
         self.boundary = self._tensor(boundary)
 
     def _stack_tokens(self, matrix: np.ndarray, settings: BeamSettings) -> None:
-        """Bytes of each token; an end token reads as a full stop. And each token's share in the hash of its sentence."""
+        """Bytes of each token; an end token reads as a full stop. And each token's share in the hash of its
+        sentence."""
         matrix = matrix.copy()
         ends = [token for token in settings.eos_token_ids if token < len(matrix)]
         matrix[ends] = 256
@@ -175,7 +181,8 @@ class Tracker:
         self.is_end[ends] = True
 
     def _stack_ways(self, distinct: list[CompiledConstraints]) -> None:
-        """Tokens that carry a term on and what they save, by row; a study's first two rows are for all states outside terms."""
+        """Tokens that carry a term on and what they save, by row; a study's first two rows are for all states outside
+        terms."""
         self.has_must = any(entry.hard for entry in distinct)
         self.max_level = 2 * max(entry.hard for entry in distinct)
         sets = max(1, max(len(entry.names) for entry in distinct))
@@ -234,7 +241,8 @@ class Tracker:
         """States behind every offered token, `tokens` and their `logprobs` (B, K, M).
 
         Returns:
-            The states, (B, K, M); which offers are allowed; and which were refused for what they write (not for being late).
+            The states, (B, K, M); which offers are allowed; and which were refused for what they write (not for being
+            late).
         """
         size = len(self.lengths)
         silent = (tokens >= size) | (
@@ -313,7 +321,8 @@ class Tracker:
         return (begins == 0) | (logprobs >= PLAUSIBLE) | (before.sentence == 0)[:, :, None]
 
     def _in_time(self, after: Tracked, missing: Tensor, allowed: Tensor, apt: Tensor, step: int) -> Tensor:
-        """Refuse offers behind which the missing terms no longer fit, each in a sentence of its own if the length allows that.
+        """Refuse offers behind which the missing terms no longer fit, each in a sentence of its own if the length
+        allows that.
 
         Of the rules below, each beam follows the first that leaves it an offer.
         """
@@ -335,7 +344,8 @@ class Tracker:
     def _denial_need(self, state: Tracked, missing: Tensor) -> Tensor:
         """Tokens to the end of the denial that a forbidden term asks for.
 
-        Right behind the term it is one token, that makes it another word; none if that goes on with a missing required term.
+        Right behind the term it is one token, that makes it another word; none if that goes on with a missing required
+        term.
         """
         plain = self.plain[state.assertion]
         open_sets = (missing[..., None] >> self.bits) & 1
@@ -356,7 +366,8 @@ class Tracker:
         return self.broken[self.assertion_moves[move].long()]
 
     def advancing(self, state: Tracked, step: int) -> Tensor | None:
-        """Tokens that begin or carry on a missing required term, or end the sentence before it; (B, K, A), -1 for none."""
+        """Tokens that begin or carry on a missing required term, or end the sentence before it; (B, K, A), -1 for
+        none."""
         if not self.has_must:
             return None
         missing = self.hard[:, None] & ~(state.met | self._pending(state))  # (B, K)
@@ -371,7 +382,8 @@ class Tracker:
         tokens = torch.cat([self.carry_tokens[row], self.begin_tokens[begin]], -1)
         bits = torch.cat([self.carry_bits[row], self.begin_bits[begin]], -1)
         tokens = tokens.masked_fill((bits & usable[..., None]) == 0, -1)
-        # A required assertion can't begin inside a negation's scope: a full stop ends that. So it does before a late term.
+        # A required assertion can't begin inside a negation's scope: a full stop ends that. So it does before a late
+        # term.
         late = self.settings.max_new_tokens - step <= self.total_cost + self.max_level // 2 + 2 + CLOSING
         stop = torch.where((missing != 0) & (blocked | (late & (state.sentence != 0))), self.stop_token[:, None], -1)
         tokens = torch.cat([tokens, stop[..., None]], -1)
@@ -397,7 +409,8 @@ class Tracker:
         return earned.sum(-1).masked_fill(self.free[:, None, None], 0.0)
 
     def unmet(self, state: Tracked, cut: Tensor) -> Tensor:
-        """Bits of what answers (B, C) don't hold; `cut` marks those that end without an end token. Bit 62: a broken rule."""
+        """Bits of what answers (B, C) don't hold; `cut` marks those that end without an end token. Bit 62: a broken
+        rule."""
         met = state.met | torch.where(cut, self._pending(state), 0)
         broken = torch.where(cut, self._breaks_at_end(state), self.broken[state.assertion]) & ~self.free[:, None]
         return (self.hard[:, None] & ~met) | (broken.long() << 62)

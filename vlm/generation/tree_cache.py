@@ -1,13 +1,17 @@
-"""One forward pass for all beams of all studies: the prompt's keys and values are kept once a study, beams are paths in a tree.
+"""One forward pass for all beams of all studies: the prompt's keys and values are kept once a study, beams are paths in
+a tree.
 
-The cache of a study holds its prompt (N slots) and one slot for every generated token that some living beam still has among its
-ancestors. The K newest tokens of a study are K queries of one sequence; a 4-D attention mask lets each see the prompt and its own
-ancestors. Reordering beams reorders rows of that mask, never keys or values, and the slots of dead branches are written again.
+The cache of a study holds its prompt (N slots) and one slot for every generated token that some living beam still has
+among its ancestors. The K newest tokens of a study are K queries of one sequence; a 4-D attention mask lets each see
+the prompt and its own ancestors. Reordering beams reorders rows of that mask, never keys or values, and the slots of
+dead branches are written again.
 
-Worked example, K = 2, prompt of 3: after two steps beam 0 = a b, beam 1 = a c share `a`. Slots: 0-2 prompt, 3 = a, 4 = the token
-of a beam that died, 5 = b, 6 = c. The mask of beam 0 is 1110 reading `prompt, a, -, b, -` = 111 1 0 1 0; the next token takes slot 4.
+Worked example, K = 2, prompt of 3: after two steps beam 0 = a b, beam 1 = a c share `a`. Slots: 0-2 prompt, 3 = a, 4 =
+the token of a beam that died, 5 = b, 6 = c. The mask of beam 0 is 1110 reading `prompt, a, -, b, -` = 111 1 0 1 0; the
+next token takes slot 4.
 
-Departs from SpecInfer's tree attention (Miao et al. 2024) in that slots are reused and nothing is ever verified or rolled back.
+Departs from SpecInfer's tree attention (Miao et al. 2024) in that slots are reused and nothing is ever verified or
+rolled back.
 
 Shapes: `B` studies, `K` beams, `N` prompt tokens, `S` slots, `H` heads, `E` width of a head, `D` width, `V` vocabulary.
 """
@@ -17,7 +21,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from vlm.types import InputError
@@ -33,7 +37,8 @@ class Stepper(Protocol):
         """Read the prompt; logits of the first new token, (B, V) float32."""
 
     def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Append a token to each beam; `tokens`, `parents` (B, K) int64, parents count in the last step's beams; (B, K, V)."""
+        """Append a token to each beam; `tokens`, `parents` (B, K) int64, parents count in the last step's beams; (B, K,
+        V)."""
 
 
 class Slots:
@@ -106,7 +111,8 @@ class TreeLayer(CacheLayerMixin):
         """Write this pass's keys and values (B, H, n, E) and return all in use, (B, H, N + high, E)."""
         if not self.is_initialized or self.keys is None or self.values is None:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         used = self.slots.prompt + self.slots.high
         if self.slots.new is None:
             self.keys[:, :used] = key_states.transpose(1, 2)
@@ -120,7 +126,8 @@ class TreeLayer(CacheLayerMixin):
 
     def _grow(self, used: int) -> None:
         size = min(used + max(64, (used - self.slots.prompt) // 2), self.slots.prompt + self.slots.room)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         more = size - self.keys.shape[1]
         self.keys = torch.cat([self.keys, self.keys.new_zeros(self.keys.shape[0], more, *self.keys.shape[2:])], 1)
         self.values = torch.cat(
@@ -157,7 +164,7 @@ class HuggingFaceStepper:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         inputs_embeds: Tensor | None,
         input_ids: Tensor | None,
         attention_mask: Tensor,

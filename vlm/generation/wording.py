@@ -1,7 +1,9 @@
-"""How the labels of a graph's view are written: the terms that a report uses for each, and the words that negate, from `knowledge`.
+"""How the labels of a graph's view are written: the terms that a report uses for each, and the words that negate, from
+`knowledge`.
 
-A label stands for its concepts and their `is_a` descendants. Terms come from the graph (names, synonyms, adjectives), plurals added,
-and from the reader's composites ("heart" + "enlarged" -> "enlarged heart", "heart is enlarged", "heart size is enlarged").
+A label stands for its concepts and their `is_a` descendants. Terms come from the graph (names, synonyms, adjectives),
+plurals added, and from the reader's composites ("heart" + "enlarged" -> "enlarged heart", "heart is enlarged", "heart
+size is enlarged").
 """
 
 from __future__ import annotations
@@ -146,7 +148,8 @@ def knowledge_negation() -> Negation:
     unaffected = set(cues.get("unaffected", ()))
     before = tuple(phrase for phrase in cues["negates_after"] if phrase not in unaffected)
     stop = (*cues["ends"], *sorted(unaffected), "there is", "there are", "not without", "not free of", "not clear of")
-    # A bare "none" or "removed" behind a term may begin something else; a denial proper says "not", "no longer", "absent", ...
+    # A bare "none" or "removed" behind a term may begin something else; a denial proper says "not", "no longer",
+    # "absent", ...
     strong = ("not ", "no longer", "absent", "excluded", "ruled out", "resolved", "cleared")
     after = tuple(phrase for phrase in cues["negates_before"] if any(word in f"{phrase} " for word in strong))
     weak = {"not likely", "not suspected", "not suggested", "not enlarged", "not confirmed"}
