@@ -15,7 +15,8 @@ from typing import NamedTuple
 from knowledge.graph import KnowledgeGraph
 from knowledge.lexicon import Lexicon
 from knowledge.ontology import Certainty, Kind
-from knowledge.scope import Phrase, Reading, readings
+from knowledge.phrases import Phrase, Reading
+from knowledge.scope import readings
 from knowledge.text import TOKEN, split_sentences
 
 __all__ = ["Mention", "ReportReader", "label_mentions", "split_sentences"]

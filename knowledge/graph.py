@@ -197,6 +197,15 @@ class KnowledgeGraph:
         return tuple(i for i, c in self.concepts.items() if c.kind is kind)
 
     @cached_property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Concept id -> what it is part of, directly."""
+        parts: dict[str, tuple[str, ...]] = {}
+        for e in self.edges:
+            if e.relation is Relation.PART_OF:
+                parts[e.source] = (*parts.get(e.source, ()), e.target)
+        return parts
+
+    @cached_property
     def _located(self) -> dict[str, list[Edge]]:
         located: dict[str, list[Edge]] = {}
         for e in self.edges:

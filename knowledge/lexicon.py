@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from knowledge.anatomy import side_of_place
 from knowledge.errors import at
 from knowledge.graph import RESOURCES, KnowledgeGraph
 from knowledge.ontology import Certainty, Kind
@@ -63,6 +64,8 @@ class Lexicon:
                     self._phrases.append((term, "adjective", c.id))
         self._phrases += [(word, "generic", word) for word in GENERIC]
         self._read_composites(resources / "composites.tsv", graph)
+        sides = ((place, side_of_place(place, graph)) for place in graph.of_kind(Kind.ANATOMY))
+        self.sides = {place: side for place, side in sides if side is not None}
         for _, role, phrases in _lines(resources / "cues.tsv"):
             self._phrases += [(p, role, p) for p in phrases if p not in PUNCTUATION]
         keys = {fold(w) for phrase, _, _ in self._phrases for w in TOKEN.findall(phrase)}

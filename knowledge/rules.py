@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from knowledge.anatomy import around_place, side_of_place
 from knowledge.extraction import Mention
 from knowledge.graph import KnowledgeGraph
 from knowledge.ontology import Certainty, Relation
@@ -63,30 +64,6 @@ def contradictions(mentions: Iterable[Mention], graph: KnowledgeGraph) -> list[C
             seen.add(key)
             out.append(c)
     return out
-
-
-def side_of_place(place: str, graph: KnowledgeGraph) -> str | None:
-    """The side on which a place lies: by its name, or by what it is part of ("middle_lobe" is right); None for both."""
-    queue, seen = [place], {place}
-    parts = _parts(graph)
-    while queue:
-        here = queue.pop(0)
-        for side in ("left", "right"):
-            if here.startswith(f"{side}_") and here.removeprefix(f"{side}_") in graph.concepts:
-                return side
-        for up in parts.get(here, ()):
-            if up not in seen:
-                seen.add(up)
-                queue.append(up)
-    return None
-
-
-def _parts(graph: KnowledgeGraph) -> dict[str, list[str]]:
-    parts: dict[str, list[str]] = {}
-    for e in graph.edges:
-        if e.relation is Relation.PART_OF:
-            parts.setdefault(e.source, []).append(e.target)
-    return parts
 
 
 def _sides(said: list[Mention], graph: KnowledgeGraph) -> Iterator[Contradiction]:
@@ -138,18 +115,7 @@ def _same_spot(a: Mention, b: Mention, graph: KnowledgeGraph) -> bool:
         return False
     if not a.place or not b.place or a.place == b.place:
         return True
-    return a.place in _around(b.place, graph) or b.place in _around(a.place, graph)
-
-
-def _around(place: str, graph: KnowledgeGraph) -> set[str]:
-    """A place and everything that it is part of or a kind of."""
-    out, queue, parts = {place}, [place], _parts(graph)
-    while queue:
-        here = queue.pop()
-        up = set(parts.get(here, ())) | (set(graph.ancestors(here)) if here in graph.concepts else set())
-        queue += up - out
-        out |= up
-    return out
+    return a.place in around_place(b.place, graph) or b.place in around_place(a.place, graph)
 
 
 def _denies_less(absent: Mention, present: Mention) -> bool:
