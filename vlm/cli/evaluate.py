@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
 
 
 def evaluate(
@@ -109,12 +113,50 @@ def evaluate(
         perturb,
         quiet,
     )
-    reasons = command.run(arguments, console)
-    if perturb and checkpoint is not None:
-        from vlm.cli.perturb_images import rerun
-
-        rerun(checkpoint, studies or references, limit, seed, console, json_file)
+    extra = (
+        _rerun(checkpoint, studies or references, split, limit, console) if perturb and checkpoint is not None else {}
+    )
+    reasons = command.run(arguments, console, extra)
     if reasons:
         for reason in reasons:
             console.print(f"gate: {reason}", style="red", markup=False, highlight=False)
         raise typer.Exit(3)
+
+
+def _rerun(checkpoint: Path, source: Path | None, split: str | None, limit: int, console: Console) -> dict[str, float]:
+    """Runs a checkpoint on true, blank, swapped and mirrored images, prints what changed, and returns it by name."""
+    from dataclasses import replace
+
+    from vlm.data.images import load_image
+    from vlm.data.sources import read_studies
+    from vlm.evaluation.perturb import compare_reruns, print_reruns, rerun_numbers, summary_of
+    from vlm.pipeline import GenerationSettings, Pipeline
+    from vlm.types import InputError, Report
+
+    if source is None:
+        raise InputError("--perturb with --checkpoint needs the studies: give --studies")
+    chosen = read_studies(source, split=split)[:limit]
+    chosen = [replace(s, images=[load_image(image) for image in s.images]) for s in chosen if s.images]
+    if not chosen:
+        raise InputError(f"{source}: no study with images to rerun; give --studies with the images' folder or file")
+    pipeline, plain = Pipeline.load(checkpoint), GenerationSettings(attention=False)
+    mirrored = [replace(s, images=[replace(i, pixels=_mirror(i.pixels)) for i in s.images]) for s in chosen]
+    swapped = [replace(s, images=chosen[(n + 1) % len(chosen)].images) for n, s in enumerate(chosen)]
+    runs = {}
+    for name, variant, settings in (
+        ("true", chosen, plain),
+        ("blank", chosen, replace(plain, blank=True)),
+        ("swapped", swapped, plain),
+        ("mirrored", mirrored, plain),
+    ):
+        reports = [report for _, report in pipeline.reports(variant, settings) if isinstance(report, Report)]
+        runs[name] = {report.study_id: summary_of(report) for report in reports}
+    if not runs["true"]:
+        raise InputError(f"{source}: none of {len(chosen)} studies could be read")
+    rows = [compare_reruns(runs["true"], runs[name], name) for name in ("blank", "swapped", "mirrored")]
+    print_reruns(rows, console)
+    return rerun_numbers(rows)
+
+
+def _mirror(pixels: np.ndarray | None) -> np.ndarray | None:
+    return None if pixels is None else pixels[:, ::-1].copy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +54,13 @@ class Arguments:
     quiet: bool = False
 
 
-def run(arguments: Arguments, console: Console) -> list[str]:
+def run(arguments: Arguments, console: Console, extra: Mapping[str, float] | None = None) -> list[str]:
     """Runs one evaluation.
+
+    Args:
+        arguments: the command line.
+        console: where to print.
+        extra: further numbers by name (reruns of a checkpoint), for the JSON file and the gate.
 
     Returns:
         Why the gate failed; empty when it passed.
@@ -79,6 +84,7 @@ def run(arguments: Arguments, console: Console) -> list[str]:
     )
     neighbours = read_reports(arguments.train_predictions) if arguments.train_predictions is not None else None
     result = evaluate_reports(joined, settings, train, neighbours, arguments.labels)
+    result.extra.update(extra or {})
     if arguments.plugins:
         from vlm.evaluation.plugins import add_plugins
 

@@ -19,6 +19,7 @@ from vlm.evaluation.meteor import meteor
 from vlm.evaluation.resampling import Score
 from vlm.evaluation.text import index_texts, text_scores
 from vlm.evaluation.tokens import make_profile
+from vlm.types import Report
 
 SHOWN = ("bleu4", "rougeL", "meteor", "cider", "finding_f1_micro", "contradicted", "omissions", "laterality")
 _HEADERS = ("BLEU-4", "ROUGE-L", "METEOR", "CIDEr", "F1", "opposite", "omitted", "side")
@@ -198,6 +199,24 @@ def compare_reruns(
         sum(gaps) / len(gaps) if gaps else float("nan"),
         (sum(before[key][2] for key in ids) / len(ids), sum(after[key][2] for key in ids) / len(ids)),
     )
+
+
+def summary_of(report: Report) -> tuple[str, dict[str, float], int]:
+    """Returns a report's text, finding -> probability, and number of boxes: what reruns are compared by."""
+    text = " ".join(report.sections.values())
+    return text, {f.label: f.probability for f in report.findings if f.probability is not None}, len(report.boxes)
+
+
+def rerun_numbers(rows: Sequence[Rerun]) -> dict[str, float]:
+    """Returns the numbers of reruns by name: `changed_blank`, `overlap_blank`, `findings_blank`, ..."""
+    out: dict[str, float] = {}
+    for row in rows:
+        out |= {
+            f"changed_{row.name}": row.changed,
+            f"overlap_{row.name}": row.overlap,
+            f"findings_{row.name}": row.findings,
+        }
+    return out
 
 
 def print_reruns(rows: Sequence[Rerun], console: Console) -> None:

@@ -76,6 +76,7 @@ class Evaluation:
         ceiling: scores of the references' own text against the coded labels: what the reader can reach.
         notes: what a reader of the numbers should know.
         settings: resamples, seed and the like.
+        extra: further numbers by name, as they are.
     """
 
     ids: list[str]
@@ -90,6 +91,7 @@ class Evaluation:
     ceiling: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)
 
     def system(self, name: str) -> SystemResult:
         """Returns the system or floor of a name.
@@ -109,7 +111,7 @@ class Evaluation:
         several systems under `name.cider`, differences under `cider-constant` (with `.low`, `.high`, `.p`), the new
         studies under `new.`.
         """
-        out: dict[str, Any] = {"studies": len(self.ids)}
+        out: dict[str, Any] = {"studies": len(self.ids), **self.extra}
         if self.is_new is not None:
             out["studies_new"] = int(self.is_new.sum())
         alone = sum(not result.floor for result in self.systems) == 1

@@ -7,77 +7,28 @@ shuffled floor is special, being the mean over several shuffles of a system's ow
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vlm.evaluation import floors, structured
+from vlm.evaluation.baselines import Settings, Work, add_constant, add_neighbours, floor_name
 from vlm.evaluation.detection import detection_table
-from vlm.evaluation.inputs import Joined, Reports, uid_of
+from vlm.evaluation.inputs import Joined, Reports
 from vlm.evaluation.ranking import mean_auc
 from vlm.evaluation.resampling import Score, compare, holm, intervals, subset
 from vlm.evaluation.result import Comparison, Evaluation, SystemResult
 from vlm.evaluation.text import TextIndex, index_texts, text_scores
-from vlm.evaluation.tokens import Profile, make_profile, signature, without_tokens
+from vlm.evaluation.tokens import make_profile, signature, without_tokens
 from vlm.types import InputError
 
 if TYPE_CHECKING:
-    from vlm.evaluation.clinical import FindingReader, Readings
+    from vlm.evaluation.clinical import Readings
 
 
 _FOURTEEN = "chexpert14"  # always scored beside the chosen view, as the field reports it
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to score.
-
-    Args:
-        profile: a name of `tokens.PROFILES`.
-        resamples: of bootstraps and randomisation; 0 leaves out intervals and tests.
-        seed: of everything random.
-        level: of intervals.
-        rouge_beta: 1.2 for the field's ROUGE-L, 1 for the F1 form.
-        meteor: "stem", "java" or "off".
-        clinical: read findings from the texts.
-        view: labels that findings are scored by.
-        coded_view: labels of the file of coded labels.
-    """
-
-    profile: str = "canonical"
-    resamples: int = 1000
-    seed: int = 0
-    level: float = 0.95
-    rouge_beta: float = 1.2
-    meteor: str = "stem"
-    clinical: bool = True
-    view: str = "radscribe"
-    coded_view: str = "openi20"
-
-
-@dataclass(slots=True)
-class _Work:
-    """The texts of one run and what is known of them."""
-
-    joined: Joined
-    settings: Settings
-    profile: Profile
-    train: Reports | None
-    texts: dict[str, list[str]] = field(default_factory=dict)  # systems and floors, as written
-    tokens: dict[str, list[str]] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)  # how each floor was made
-    references: list[str] = field(default_factory=list)  # tokens
-    labels: Path | None = None
-    coded: np.ndarray | None = None  # (N, L) bool
-    reader: FindingReader | None = None
-
-    def floor(self, name: str, texts: list[str], note: str) -> None:
-        self.texts[name] = texts
-        distinct = {text: self.profile.prediction(text) for text in set(texts)}
-        self.tokens[name] = [distinct[text] for text in texts]
-        self.notes[name] = note
 
 
 def evaluate_reports(
@@ -106,14 +57,14 @@ def evaluate_reports(
     """
     settings = settings or Settings()
     profile = make_profile(settings.profile, train.texts.values() if train is not None else None)
-    work = _Work(joined, settings, profile, train)
+    work = Work(joined, settings, profile, train)
     _tokenise(work)
     if settings.clinical:
         _prepare_clinical(work, labels)
     elif labels is not None:
         raise InputError("--labels needs the clinical metrics; leave out --no-clinical")
-    _add_constant(work)
-    _add_neighbours(work, train_predictions)
+    add_constant(work)
+    add_neighbours(work, train_predictions)
     result = Evaluation(joined.ids, [], notes=list(joined.notes), is_new=_new_studies(work))
     result.settings = {
         "profile": settings.profile,
@@ -129,7 +80,7 @@ def evaluate_reports(
     return result
 
 
-def _score_structured(work: _Work, result: Evaluation) -> None:
+def _score_structured(work: Work, result: Evaluation) -> None:
     """Scores boxes and finding probabilities where the files hold them."""
     settings, records = work.settings, work.joined.records
     truths = structured.boxes_of(records["reference"])
@@ -155,7 +106,7 @@ def _score_structured(work: _Work, result: Evaluation) -> None:
         result.aucs[name] = mean_auc(truth, scores, resamples=max(settings.resamples, 2), seed=settings.seed)
 
 
-def _tokenise(work: _Work) -> None:
+def _tokenise(work: Work) -> None:
     joined, profile = work.joined, work.profile
     work.references = [profile.reference(text) for text in joined.references]
     bare = without_tokens(joined.ids, work.references)
@@ -179,7 +130,7 @@ def _tokenise(work: _Work) -> None:
         )
 
 
-def _prepare_clinical(work: _Work, labels: Path | None) -> None:
+def _prepare_clinical(work: Work, labels: Path | None) -> None:
     from vlm.evaluation.clinical import FindingReader, read_labels
 
     work.reader = FindingReader()
@@ -188,99 +139,14 @@ def _prepare_clinical(work: _Work, labels: Path | None) -> None:
         work.labels = labels
 
 
-def _train_texts(work: _Work) -> tuple[list[str], str]:
-    if work.train is not None:
-        texts = [text for text in work.train.texts.values() if text]
-        return texts, f"chosen on {len(texts)} training references"
-    return work.joined.references, "chosen on the references themselves, which favours it; give --train"
-
-
-def _add_constant(work: _Work) -> None:
-    texts, where = _train_texts(work)
-    n = len(work.joined.ids)
-    tokens = [work.profile.reference(text) for text in texts]
-    best = texts[floors.best_constant(tokens, work.settings.seed)]
-    work.floor("constant", [best] * n, f"best constant by CIDEr, {where}")
-    if work.reader is None:
-        return
-    from vlm.evaluation.clinical import best_constant_findings
-
-    view = work.settings.view if work.coded is None else work.settings.coded_view
-    candidates, truth = texts, None
-    if len(texts) > 5000:
-        rows = np.random.default_rng(work.settings.seed).choice(len(texts), 5000, replace=False)
-        candidates = [texts[i] for i in np.sort(rows)]
-    said = work.reader.read(candidates, view).positive
-    by = "finding macro-F1"
-    if work.coded is not None:
-        by, truth = "coded macro-F1", _train_coded(work, candidates)
-    text = candidates[best_constant_findings(said, said if truth is None else truth)]
-    work.floor("constant_f1", [text] * n, f"best constant by {by}, {where}")
-
-
-def _train_coded(work: _Work, candidates: Sequence[str]) -> np.ndarray | None:
-    """Returns the training studies' coded labels (the scored studies' without --train); None when a study has none."""
-    from vlm.evaluation.clinical import read_labels
-
-    if work.train is None or work.reader is None or work.labels is None:
-        return work.coded
-    ids = [key for key, text in work.train.texts.items() if text]
-    try:
-        return read_labels(work.labels, ids, work.reader.labels(work.settings.coded_view))
-    except InputError:
-        work.joined.notes.append(
-            "the training studies have no coded labels: constant_f1 was chosen by what their texts say"
-        )
-        return None
-
-
-def _add_neighbours(work: _Work, train_predictions: Reports | None) -> None:
-    if work.train is None:
-        return
-    keys = [key for key, text in work.train.texts.items() if text]
-    for name in list(work.joined.systems):
-        floor = _floor_name("neighbour", name, work.joined)
-        by_vector = _vector_neighbours(work, name, train_predictions) if train_predictions is not None else None
-        if by_vector is not None:
-            work.floor(
-                floor,
-                by_vector,
-                "report of the training study nearest in the system's features or finding probabilities",
-            )
-            continue
-        tokens = [work.profile.reference(work.train.texts[key]) for key in keys]
-        nearest = floors.nearest_by_text(work.tokens[name], tokens, work.settings.seed)
-        work.floor(
-            floor, [work.train.texts[keys[i]] for i in nearest], "training report most like the prediction (tf-idf)"
-        )
-
-
-def _vector_neighbours(work: _Work, name: str, train_predictions: Reports) -> list[str] | None:
-    assert work.train is not None
-    by_uid = {uid_of(key): text for key, text in work.train.texts.items() if text}
-    known = [key for key in train_predictions.records if uid_of(key) in by_uid]
-    query = floors.vectors_of(work.joined.records[name])
-    train = floors.vectors_of([train_predictions.records[key] for key in known]) if known else None
-    if query is None or train is None or query.shape[1] != train.shape[1]:
-        work.joined.notes.append(
-            f"{name}: no features or finding probabilities in both files; the neighbour is by text"
-        )
-        return None
-    return [by_uid[uid_of(known[i])] for i in floors.nearest_by_vector(query, train)]
-
-
-def _floor_name(kind: str, system: str, joined: Joined) -> str:
-    return kind if len(joined.systems) == 1 else f"{kind}[{system}]"
-
-
-def _new_studies(work: _Work) -> np.ndarray | None:
+def _new_studies(work: Work) -> np.ndarray | None:
     if work.train is None:
         return None
     seen = {work.profile.reference(text) for text in work.train.texts.values()}
     return np.array([tokens not in seen for tokens in work.references])
 
 
-def _score(work: _Work, result: Evaluation) -> None:
+def _score(work: Work, result: Evaluation) -> None:
     index, hypotheses = index_texts(work.references, work.tokens)
     readings = _read_all(work)
     shuffles = floors.permutations(len(work.joined.ids), work.settings.seed)
@@ -295,7 +161,7 @@ def _score(work: _Work, result: Evaluation) -> None:
         drawn = [_all_scores(work, index, hypotheses[name][order], name, readings, order) for order in shuffles]
         note = f"mean of {len(shuffles)} seeded shuffles of the predictions across patients"
         result.systems.append(
-            SystemResult(_floor_name("shuffled", name, work.joined), True, floors.average(drawn), {}, note=note)
+            SystemResult(floor_name("shuffled", name, work.joined), True, floors.average(drawn), {}, note=note)
         )
     for score in result.systems[0].scores:
         textual = not score.name.startswith(("finding", "coded", "false", "contra", "omis", "lateral", _FOURTEEN))
@@ -307,11 +173,11 @@ def _score(work: _Work, result: Evaluation) -> None:
     _clinical_tables(work, result, readings)
 
 
-def _graph_hash(work: _Work) -> str:
+def _graph_hash(work: Work) -> str:
     return work.reader.graph.hash[:12] if work.reader is not None else "none"
 
 
-def _read_all(work: _Work) -> dict[str, dict[str, Readings]]:
+def _read_all(work: Work) -> dict[str, dict[str, Readings]]:
     """Returns view -> name -> readings, the references under "reference"."""
     if work.reader is None:
         return {}
@@ -324,7 +190,7 @@ def _read_all(work: _Work) -> dict[str, dict[str, Readings]]:
 
 
 def _all_scores(
-    work: _Work,
+    work: Work,
     index: TextIndex,
     hypothesis: np.ndarray,
     name: str,
@@ -359,7 +225,7 @@ def _all_scores(
     return scores
 
 
-def _clinical_tables(work: _Work, result: Evaluation, readings: Mapping[str, Mapping[str, Readings]]) -> None:
+def _clinical_tables(work: Work, result: Evaluation, readings: Mapping[str, Mapping[str, Readings]]) -> None:
     if work.reader is None:
         return
     from vlm.evaluation.clinical import coded_scores, label_table
@@ -381,7 +247,7 @@ def _clinical_tables(work: _Work, result: Evaluation, readings: Mapping[str, Map
         result.ceiling = {name: ceiling[name] for name in ("coded_f1_micro", "coded_f1_macro")}
 
 
-def _intervals(work: _Work, result: Evaluation) -> None:
+def _intervals(work: Work, result: Evaluation) -> None:
     settings = work.settings
     for system in result.systems:
         if settings.resamples:
@@ -392,7 +258,7 @@ def _intervals(work: _Work, result: Evaluation) -> None:
                 system.new_intervals = intervals(system.new, settings.resamples, settings.seed, settings.level)
 
 
-def _compare_all(work: _Work, result: Evaluation) -> None:
+def _compare_all(work: Work, result: Evaluation) -> None:
     """Compares systems in pairs and with their floors; p-values are corrected over the pairs of a metric."""
     settings, names = work.settings, list(work.joined.systems)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
