@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vlm.generation.banks import share_out
 from vlm.generation.compiling import CompiledConstraints
+from vlm.generation.lean_llama import LeanLlamaStepper, supported
 from vlm.generation.tracker import Tracked, Tracker
 from vlm.generation.tree_cache import HuggingFaceStepper, Stepper
 from vlm.types import InputError
@@ -134,6 +135,7 @@ def beam_search(
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     constraints: Sequence[CompiledConstraints | None] | None = None,
+    lean: bool = True,
 ) -> list[list[Candidate]]:
     """Answers of a causal LM to a batch of prompts.
 
@@ -144,6 +146,7 @@ def beam_search(
         input_ids: (B, N) int64 prompt.
         attention_mask: (B, N), 0 at left padding; None when nothing is padded.
         constraints: one entry a study, None for a study without; None for none at all.
+        lean: take the short way through Llama-shaped models (`lean_llama.py`); False for the model's own forward.
 
     Returns:
         For each study at most `num_beams` answers, best first: first those with the fewest constraints unmet, then by
@@ -162,7 +165,8 @@ def beam_search(
             f"{len(constraints)} constraints for {len(prompt)} prompts: give one for each (None for a prompt without)"
         )
     width, length = settings.num_beams, settings.max_new_tokens
-    stepper = HuggingFaceStepper(model, inputs_embeds, input_ids, attention_mask, width, length)
+    kind = LeanLlamaStepper if lean and supported(model) else HuggingFaceStepper
+    stepper = kind(model, inputs_embeds, input_ids, attention_mask, width, length)
     return search(stepper, settings, constraints=constraints, prompt_ids=input_ids)
 
 

@@ -26,7 +26,9 @@ def padded_prompt(model: torch.nn.Module, batch: int, draw: random.Random) -> tu
     return model.get_input_embeddings()(ids).detach(), mask
 
 
-def compare(model: torch.nn.Module, settings: BeamSettings, embeds: torch.Tensor, mask: torch.Tensor) -> None:
+def compare(
+    model: torch.nn.Module, settings: BeamSettings, embeds: torch.Tensor, mask: torch.Tensor, lean: bool = True
+) -> None:
     width = settings.num_beams
     expected = model.generate(
         inputs_embeds=embeds,
@@ -46,7 +48,7 @@ def compare(model: torch.nn.Module, settings: BeamSettings, embeds: torch.Tensor
     )
     scores = expected.sequences_scores.view(-1, width)
     sequences = expected.sequences.view(len(scores), width, -1)
-    found = beam_search(model, settings, inputs_embeds=embeds, attention_mask=mask)
+    found = beam_search(model, settings, inputs_embeds=embeds, attention_mask=mask, lean=lean)
     for study, rows in enumerate(found):
         assert len(rows) == int((scores[study] > -1e8).sum())
         for rank, candidate in enumerate(rows):
@@ -78,3 +80,49 @@ def test_same_sequences_and_scores_as_generate(family: str, seed: int) -> None:
     )
     with torch.inference_mode():
         compare(model, settings, embeds, mask)
+        if family == "llama":
+            compare(model, settings, embeds, mask, lean=False)
+
+
+def test_a_lora_adapter_takes_part_wrapped_or_not() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from vlm.generation.lean_llama import supported
+
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    model = get_peft_model(tiny("llama"), config).eval()
+    assert supported(model)
+    embeds, mask = padded_prompt(model, 3, random.Random(0))
+    settings = BeamSettings(num_beams=4, max_new_tokens=12, eos_token_ids=(1,), pad_token_id=2)
+    with torch.inference_mode():
+        compare(model, settings, embeds, mask)
+        compare(model, settings, embeds, mask, lean=False)
+    with torch.no_grad():  # a changed weight must not be answered from a packed copy
+        model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight.mul_(-1.0)
+    with torch.inference_mode():
+        compare(model, settings, embeds, mask)
+
+
+def test_prompt_ids_count_in_n_gram_blocking() -> None:
+    model = load("llama")
+    ids = torch.tensor([[5, 6, 7, 5], [8, 9, 8, 9]])
+    settings = BeamSettings(num_beams=3, max_new_tokens=10, no_repeat_ngram_size=2, eos_token_ids=(1,), pad_token_id=2)
+    with torch.inference_mode():
+        expected = model.generate(
+            input_ids=ids, num_beams=3, max_new_tokens=10, no_repeat_ngram_size=2, eos_token_id=1, pad_token_id=2, do_sample=False
+        )
+        found = beam_search(model, settings, input_ids=ids)
+    for row, candidates in zip(expected[:, 4:].tolist(), found, strict=True):
+        assert row[: len(candidates[0].tokens)] == list(candidates[0].tokens)
+
+
+def test_one_beam_is_greedy_search() -> None:
+    model = load("llama")
+    ids = torch.tensor([[5, 6, 7, 5], [8, 9, 8, 9]])
+    settings = BeamSettings(num_beams=1, max_new_tokens=10, eos_token_ids=(1,), pad_token_id=2, early_stopping=True)
+    with torch.inference_mode():
+        expected = model.generate(input_ids=ids, max_new_tokens=10, eos_token_id=1, pad_token_id=2, do_sample=False)
+        found = beam_search(model, settings, input_ids=ids)
+    for row, candidates in zip(expected[:, 4:].tolist(), found, strict=True):
+        assert row[: len(candidates[0].tokens)] == list(candidates[0].tokens)
