@@ -47,7 +47,7 @@ class Settings:
 
 @dataclass(slots=True)
 class Work:
-    """The texts of one run and what is known of them: systems and floors as written, as tokens, and how floors were made."""
+    """The texts of one run, systems and floors, as written and as tokens, and how floors were made."""
 
     joined: Joined
     settings: Settings

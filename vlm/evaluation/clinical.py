@@ -108,12 +108,9 @@ class FindingReader:
         states, sides = np.zeros(len(column), np.int8), np.zeros(len(column), np.int8)
         for label, certainty in label_mentions(mentions, self.graph, view=view).items():
             states[column[label]] = _CODES[certainty]
-        for label, concepts in self.concepts(view).items():
-            said = {
-                _SIDES.get(m.side or "", 0)
-                for m in mentions
-                if m.concept in concepts and m.certainty != Certainty.ABSENT
-            }
+        current = [m for m in mentions if m.side and m.certainty != Certainty.ABSENT and m.change != "past"]
+        for label, concepts in self.concepts(view).items() if current else ():
+            said = {_SIDES.get(m.side, 0) for m in current if m.concept in concepts}
             said.discard(0)
             if said:
                 sides[column[label]] = said.pop() if len(said) == 1 else 3

@@ -163,12 +163,21 @@ def interval_of(values: np.ndarray, level: float = 0.95) -> Interval:
 
 
 def intervals(
-    scores: Sequence[Score], resamples: int = 1000, seed: int = 0, level: float = 0.95
+    scores: Sequence[Score],
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    drawn: np.ndarray | None = None,
 ) -> dict[str, Interval]:
-    """Returns the bootstrap interval of each score, by name; undefined for a single study."""
+    """Returns the bootstrap interval of each score, by name; undefined for a single study.
+
+    Args:
+        scores: M scores of the same N studies.
+        drawn: (R, M) what `bootstrap` returned for them; None: it is called here.
+    """
     if scores and len(scores[0].sums) < 2:
         return {score.name: Interval(float("nan"), float("nan"), level) for score in scores}
-    values = bootstrap(scores, resamples, seed)
+    values = bootstrap(scores, resamples, seed) if drawn is None else drawn
     return {score.name: interval_of(values[:, i], level) for i, score in enumerate(scores)}
 
 
@@ -197,22 +206,33 @@ def randomisation(first: Sequence[Score], second: Sequence[Score], resamples: in
 
 
 def compare(
-    first: Sequence[Score], second: Sequence[Score], resamples: int = 1000, seed: int = 0, level: float = 0.95
+    first: Sequence[Score],
+    second: Sequence[Score],
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    drawn: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, Difference]:
     """Compares two systems metric by metric on the same studies, resampled in pairs.
+
+    Args:
+        first, second: scores of both on the same N studies.
+        drawn: what `bootstrap` returned for each with one seed, hence for the same draws; None: it is called here.
 
     Returns:
         Metric name -> `Difference` (first minus second), for the metrics that both have.
     """
-    theirs = {score.name: score for score in second}
-    mine = [score for score in first if score.name in theirs]
-    other = [theirs[score.name] for score in mine]
+    places = {score.name: i for i, score in enumerate(second)}
+    mine = [score for score in first if score.name in places]
+    other = [second[places[score.name]] for score in mine]
     if not mine:
         return {}
     if len(mine[0].sums) < 2:
         unknown = Interval(float("nan"), float("nan"), level)
         return {a.name: Difference(a.value - b.value, unknown, float("nan")) for a, b in zip(mine, other, strict=True)}
-    gaps = bootstrap(mine, resamples, seed) - bootstrap(other, resamples, seed)  # the same seed draws the same studies
+    left, right = drawn or (bootstrap(first, resamples, seed), bootstrap(second, resamples, seed))
+    kept = [i for i, score in enumerate(first) if score.name in places]
+    gaps = left[:, kept] - right[:, [places[score.name] for score in mine]]  # the same seed draws the same studies
     p = randomisation(mine, other, resamples, seed + 1)
     return {
         a.name: Difference(a.value - b.value, interval_of(gaps[:, i], level), float(p[i]))

@@ -18,7 +18,7 @@ from vlm.evaluation.baselines import Settings, Work, add_constant, add_neighbour
 from vlm.evaluation.detection import detection_table
 from vlm.evaluation.inputs import Joined, Reports
 from vlm.evaluation.ranking import mean_auc
-from vlm.evaluation.resampling import Score, compare, holm, intervals, subset
+from vlm.evaluation.resampling import Score, bootstrap, compare, holm, intervals, subset
 from vlm.evaluation.result import Comparison, Evaluation, SystemResult
 from vlm.evaluation.text import TextIndex, index_texts, text_scores
 from vlm.evaluation.tokens import make_profile, signature, without_tokens
@@ -73,9 +73,9 @@ def evaluate_reports(
         "level": settings.level,
     }
     _score(work, result)
-    _intervals(work, result)
+    drawn = _intervals(work, result)
     if settings.resamples:
-        _compare_all(work, result)
+        _compare_all(work, result, drawn)
     _score_structured(work, result)
     return result
 
@@ -247,18 +247,27 @@ def _clinical_tables(work: Work, result: Evaluation, readings: Mapping[str, Mapp
         result.ceiling = {name: ceiling[name] for name in ("coded_f1_micro", "coded_f1_macro")}
 
 
-def _intervals(work: Work, result: Evaluation) -> None:
-    settings = work.settings
+def _intervals(work: Work, result: Evaluation) -> dict[tuple[str, bool], np.ndarray]:
+    """Adds intervals and the scores on new studies; returns what was drawn, for the comparisons."""
+    settings, drawn = work.settings, {}
     for system in result.systems:
-        if settings.resamples:
-            system.intervals = intervals(system.scores, settings.resamples, settings.seed, settings.level)
         if result.is_new is not None and result.is_new.any():
             system.new = subset(system.scores, result.is_new)
-            if settings.resamples:
-                system.new_intervals = intervals(system.new, settings.resamples, settings.seed, settings.level)
+        if not settings.resamples:
+            continue
+        for new, scores in ((False, system.scores), (True, system.new or [])):
+            if not scores:
+                continue
+            values = drawn[system.name, new] = bootstrap(scores, settings.resamples, settings.seed)
+            found = intervals(scores, settings.resamples, settings.seed, settings.level, values)
+            if new:
+                system.new_intervals = found
+            else:
+                system.intervals = found
+    return drawn
 
 
-def _compare_all(work: Work, result: Evaluation) -> None:
+def _compare_all(work: Work, result: Evaluation, drawn: Mapping[tuple[str, bool], np.ndarray]) -> None:
     """Compares systems in pairs and with their floors; p-values are corrected over the pairs of a metric."""
     settings, names = work.settings, list(work.joined.systems)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
@@ -271,7 +280,8 @@ def _compare_all(work: Work, result: Evaluation) -> None:
             a, b = result.system(first), result.system(second)
             left, right = (a.new, b.new) if new else (a.scores, b.scores)
             if left is not None and right is not None:
-                gaps = compare(left, right, settings.resamples, settings.seed, settings.level)
+                both = drawn[first, new], drawn[second, new]
+                gaps = compare(left, right, settings.resamples, settings.seed, settings.level, both)
                 found.append(Comparison(first, second, gaps, new))
         result.comparisons.extend(_corrected(found))
 

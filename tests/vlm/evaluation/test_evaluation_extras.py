@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
+from vlm.cli.evaluate import evaluate
 from vlm.evaluation import plugins
 from vlm.evaluation.command import Arguments, run
 from vlm.evaluation.inputs import join, read_reports
@@ -215,3 +222,26 @@ def test_explain_and_scorers_print(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "the heart is normal in size . no pneumothorax ." in text
     assert "six scorers" in text
     assert "negations flipped" in text
+
+
+def test_the_documented_table_is_what_its_commands_print(
+    openi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(plugins.__file__).parent / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    command = re.search(r"```sh\nvlm evaluate (.*?)\n```", readme, re.DOTALL)
+    assert code is not None
+    assert command is not None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RADSCRIBE_DATA", str(openi.parent))
+    subprocess.run([sys.executable, "-c", code.group(1)], check=True)
+    app = typer.Typer()
+    app.command()(evaluate)
+    arguments = [a.replace("../shared/data", str(openi.parent)) for a in shlex.split(command.group(1))]
+    result = CliRunner().invoke(app, [*arguments, "--resamples", "0", "--no-clinical", "--quiet"])
+    assert result.exit_code == 0, result.output
+    rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.-]+) \| ([\d.-]+) \|$", readme, re.MULTILINE)
+    assert len(rows) == 6
+    printed = [" ".join(line.split()) for line in result.output.splitlines()]
+    for row in rows:
+        assert " ".join(row) in printed

@@ -1,4 +1,4 @@
-"""`vlm evaluate --perturb --checkpoint` reruns on blank, swapped and mirrored images: a model that looks and one that does not."""
+"""`vlm evaluate --perturb --checkpoint` tells a model that looks at its images from one that does not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ class Stub:
             assert pixels is not None
             left, right = pixels[:, :4].mean(), pixels[:, 4:].mean()
             side = "none" if self.blind or settings.blank else ("left" if left > right else "right")  # type: ignore[attr-defined]
-            yield study, Report(study.id, {"findings": f"Opacity {side}."}, (), (Finding("opacity", probability=float(left)),), ())
+            yield (
+                study,
+                Report(
+                    study.id, {"findings": f"Opacity {side}."}, (), (Finding("opacity", probability=float(left)),), ()
+                ),
+            )
 
 
 @pytest.fixture
@@ -49,7 +54,17 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("vlm.data.images.load_image", lambda image: image)
     reports = tmp_path / "r.jsonl"
     reports.write_text("".join(json.dumps({"id": f"s{i}", "text": f"opacity {i}"}) + "\n" for i in range(6)))
-    options = ["--references", str(reports), "--no-clinical", "--resamples", "0", "--perturb", "--checkpoint", str(tmp_path), "--quiet"]
+    options = [
+        "--references",
+        str(reports),
+        "--no-clinical",
+        "--resamples",
+        "0",
+        "--perturb",
+        "--checkpoint",
+        str(tmp_path),
+        "--quiet",
+    ]
     return [str(reports), *options, "--json", str(tmp_path / "o.json")]
 
 
