@@ -1,9 +1,9 @@
 """Trains the embedded language model from scratch on report text and saves it as an ordinary Hugging Face folder.
 
-The text is Open-i (training part and the studies in neither R2Gen part), MedPix (training part) and ROCO captions. Everything of the
-validation parts, and 2% of ROCO, is held out; its perplexity is written to `training.json` beside the weights. A byte-level BPE
-tokenizer is trained on the same text. The de-identifier's mark XXXX is one token that carries no loss, so the model never learns to
-write it.
+The text is Open-i (training part and the studies in neither R2Gen part), MedPix (training part) and ROCO captions.
+Everything of the validation parts, and 2% of ROCO, is held out; its perplexity is written to `training.json` beside
+the weights. A byte-level BPE tokenizer is trained on the same text. The de-identifier's mark XXXX is one token that
+carries no loss, so the model never learns to write it.
 
     python scripts/train_language_model.py --data ../shared/data --out runs/language_model
 """
@@ -28,7 +28,8 @@ DEIDENTIFIED = "XXXX"
 
 
 def openi_texts(folder: Path) -> tuple[list[str], list[str]]:
-    """Reports in the format in which the report generator is prompted; split by R2Gen's annotation, rest to training."""
+    """Reports in the format in which the report generator is prompted; split by R2Gen's annotation, rest to
+    training."""
     annotation = json.loads((folder / "r2gen_annotation.json").read_text())
     held_out = {re.match(r"CXR(\d+)_", study["id"]).group(1) for study in annotation["val"]}
     train: list[str] = []
@@ -85,7 +86,11 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -112,7 +117,11 @@ def perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text
     for start in range(0, len(order), 16):
         batch = tokenizer(
             [f"<s>{t}</s>" for t in order[start : start + 16]],
-            return_tensors="pt", padding=True, padding_side="right", truncation=True, max_length=256,
+            return_tensors="pt",
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=256,
         )
         labels = mask_labels(batch["input_ids"], tokenizer).masked_fill(batch["attention_mask"] == 0, -100)
         with torch.autocast("cpu", torch.bfloat16):
@@ -169,13 +178,18 @@ def main() -> None:
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=arguments.lr, betas=(0.9, 0.95)
+        [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
+        lr=arguments.lr,
+        betas=(0.9, 0.95),
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     steps_an_epoch = len(pack(texts, tokenizer, arguments.length)) // arguments.batch_size
     total = int(steps_an_epoch * arguments.epochs)
     warmup = max(1, total // 20)
-    print(f"{parameters / 1e6:.1f} M parameters, {total} steps of {arguments.batch_size}x{arguments.length} tokens", flush=True)
+    print(
+        f"{parameters / 1e6:.1f} M parameters, {total} steps of {arguments.batch_size}x{arguments.length} tokens",
+        flush=True,
+    )
     step, epoch, begun = 0, 0, time.time()
     while step < total:
         order = texts[:]

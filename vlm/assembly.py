@@ -10,7 +10,7 @@ from rich.table import Table
 
 from knowledge.errors import KnowledgeError
 from knowledge.graph import KnowledgeGraph
-from vlm.checkpoint import Calibration, Checkpoint, load_checkpoint
+from vlm.checkpoint import SHIPPED, Calibration, Checkpoint, load_checkpoint
 from vlm.config import Config
 from vlm.models.build import build_model, label_list
 from vlm.optimization import select_parameters
@@ -21,15 +21,18 @@ def starting_point(config: Config, start: Path | None) -> Checkpoint:
     """Builds the model that a run trains.
 
     Args:
-        config: resolved. start: a checkpoint whose weights, graph and model section are taken; None builds anew, seeded.
+        config: resolved. start: a checkpoint whose weights, graph and model section are taken; None builds anew,
+            seeded.
 
     Raises:
         InputError: a part cannot be built, or the checkpoint has another shape than the configuration asks for.
     """
+    if start is None and config.start is not None:
+        start = SHIPPED if config.start == "shipped" else Path(config.start)
     if start is not None:
         checkpoint = load_checkpoint(start)
-        config.model = checkpoint.config.model
-        checkpoint.config = config
+        # A resolved configuration is written beside the run: it must name the model that is trained.
+        checkpoint.config = config.model_copy(update={"model": checkpoint.config.model, "start": None})
         return checkpoint
     try:
         graph = KnowledgeGraph.load(config.model.knowledge.graph)
@@ -37,13 +40,16 @@ def starting_point(config: Config, start: Path | None) -> Checkpoint:
         raise InputError(str(error)) from None
     torch.manual_seed(config.training.seed)
     model, tokenizer = build_model(config.model, graph, config.data.image_size.get("default", 256))
-    return Checkpoint(model, tokenizer, graph, config, label_list(graph, config.model.knowledge.view), Calibration(), {})
+    return Checkpoint(
+        model, tokenizer, graph, config, label_list(graph, config.model.knowledge.view), Calibration(), {}
+    )
 
 
-def describe(config: Config, checkpoint: Checkpoint) -> Table:
+def describe(checkpoint: Checkpoint) -> Table:
     """The resolved configuration and, for each stage, how many parameters of each part it trains."""
+    config = checkpoint.config
     table = Table("stage", "part", "parameters", title=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     for stage in config.training.stages:
-        for part, parameters in select_parameters(checkpoint.model, stage).items():
+        for part, parameters in select_parameters(checkpoint.model, stage, config.model.vision.frozen_stages).items():
             table.add_row(stage.name, part, f"{sum(p.numel() for p in parameters):,}")
     return table

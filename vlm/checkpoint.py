@@ -1,12 +1,13 @@
-"""A checkpoint is one folder that reloads to the same logits: weights, adapter, language model, tokenizer, graph, configuration.
+"""A checkpoint is one folder that reloads to the same logits: weights, adapter, language model, tokenizer, graph,
+configuration.
 
 ::
 
-    checkpoint.json      format, versions, resolved configuration, labels, calibration, graph hash, sha256 of every other file
-    model.safetensors    everything but the language model
+    checkpoint.json      format, versions, resolved configuration, labels, calibration, graph hash, sha256 of every
+    other file model.safetensors    everything but the language model
     graph.json           the knowledge graph it was trained with
-    language/            an ordinary Hugging Face folder (a base named by hub id is left out and named with its revision)
-    adapter/             an ordinary PEFT folder
+    language/            an ordinary Hugging Face folder (a base named by hub id is left out and named with its
+    revision) adapter/             an ordinary PEFT folder
 
 Nothing is a pickle. A file that is missing, altered or foreign is refused by name.
 """
@@ -49,7 +50,8 @@ class Calibration:
 
     Args:
         findings: label -> (slope, offset): probability = sigmoid(slope * logit + offset) (Platt 1999).
-        upper, lower: label -> probability above which a finding must be stated, and below which it must not be asserted.
+        upper, lower: label -> probability above which a finding must be stated, and below which it must not be
+            asserted.
         boxes: (slope, offset) for the detection score's logit.
     """
 
@@ -65,7 +67,8 @@ class Checkpoint:
 
     Args:
         model: in evaluation mode. tokenizer: of its language model. graph: the one it was trained with.
-        config: as resolved at training. labels: the finding list. hash: sha256 of the record, which names every file's hash.
+        config: as resolved at training. labels: the finding list. hash: sha256 of the record, which names every file's
+            hash.
     """
 
     model: ReportGenerator
@@ -84,8 +87,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
     Args:
         folder: replaced when it is a checkpoint; refused when it holds anything else.
         checkpoint: what is written; its model is left as it is.
-        dtype: of the floating-point weights on disk. With float16 the reloaded model equals any later reload bit for bit, and the
-            model in memory up to rounding.
+        dtype: of the floating-point weights on disk. With float16 the reloaded model equals any later reload bit for
+            bit, and the model in memory up to rounding.
 
     Raises:
         InputError: the folder holds other things.
@@ -99,7 +102,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
         files = {str(p.relative_to(fresh).as_posix()): _sha256(p) for p in sorted(fresh.rglob("*")) if p.is_file()}
         record = {
             "format": FORMAT, "radscribe": __version__, "labels": list(checkpoint.labels), "graph_hash": checkpoint.graph.hash,
-            "config": checkpoint.config.model_dump(mode="json"), "metrics": checkpoint.metrics, "files": files,
+            "config": _portable(checkpoint.config), "metrics": checkpoint.metrics, "files": files,
             "calibration": {
                 "findings": checkpoint.calibration.findings, "upper": checkpoint.calibration.upper,
                 "lower": checkpoint.calibration.lower, "boxes": checkpoint.calibration.boxes,
@@ -123,15 +126,31 @@ def _write_parts(fresh: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> Non
     weights = {
         n.replace(".base_layer.", "."): _cast(t, dtype) for n, t in base.state_dict().items() if ".lora_" not in n
     }  # fmt: skip
-    if Path(checkpoint.config.model.language.path).is_dir() or checkpoint.config.model.language.path == "language":
-        base.save_pretrained(fresh / "language", state_dict=weights)
+    if _is_own(checkpoint.config.model.language.path):
+        base.save_pretrained(fresh / "language", state_dict=weights)  # type: ignore[operator]
         checkpoint.tokenizer.save_pretrained(fresh / "language")
     if isinstance(language, PeftModel):
-        language.save_pretrained(fresh / "adapter", safe_serialization=True)
+        language.save_pretrained(str(fresh / "adapter"), safe_serialization=True)
         adapter = fresh / "adapter" / "adapter_model.safetensors"
         save_file({n: _cast(t, dtype) for n, t in load_file(adapter).items()}, adapter, metadata={"format": "pt"})
         (fresh / "adapter" / "README.md").unlink(missing_ok=True)
         _forget_path(fresh / "adapter" / "adapter_config.json")
+
+
+def _portable(config: Config) -> dict[str, Any]:
+    """The configuration without paths of the machine it was made on: what a folder held lies in the checkpoint."""
+    tree = config.model_dump(mode="json")
+    if _is_own(config.model.language.path):
+        tree["model"]["language"]["path"] = "language"
+    tree["model"]["knowledge"]["graph"] = None
+    weights = tree["model"]["vision"]["weights"]
+    tree["model"]["vision"]["weights"] = Path(weights).name if weights and weights != "pretrained" else weights
+    return tree
+
+
+def _is_own(path: str) -> bool:
+    """Whether the base travels in the checkpoint: a folder does, a hub id is named instead."""
+    return path in ("shipped", "language") or Path(path).is_dir()
 
 
 def _forget_path(path: Path) -> None:
@@ -151,7 +170,11 @@ def _swap(fresh: Path, folder: Path) -> None:
     """Puts the new folder in place of the old; at any moment one whole checkpoint can be found."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    kept = {p.name: p for p in folder.glob("*") if p.suffix in _IGNORED or p.name == "__init__.py"} if folder.exists() else {}
+    kept = (
+        {p.name: p for p in folder.glob("*") if p.suffix in _IGNORED or p.name == "__init__.py"}
+        if folder.exists()
+        else {}
+    )
     for name, path in kept.items():
         shutil.copy2(path, fresh / name)
     if folder.exists():
@@ -177,13 +200,17 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is not a checkpoint's record; copy the checkpoint again") from None
     if made != FORMAT:
-        raise InputError(f"{path}: format {made}, this version reads {FORMAT}; use radscribe {record.get('radscribe', 'of its time')}")
+        raise InputError(
+            f"{path}: format {made}, this version reads {FORMAT}; use radscribe {record.get('radscribe', 'of its time')}"
+        )
     for name, digest in files.items():
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
             raise InputError(f"{folder}: {name} is missing; copy the whole checkpoint folder again")
         if _sha256(file) != digest:
-            raise InputError(f"{folder}: {name} is not the file that this checkpoint was saved with; copy the folder again")
+            raise InputError(
+                f"{folder}: {name} is not the file that this checkpoint was saved with; copy the folder again"
+            )
     foreign = [
         p.relative_to(folder).as_posix()
         for p in sorted(folder.rglob("*"))
@@ -209,7 +236,9 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
     except KnowledgeError as error:
         raise InputError(str(error)) from None
     if graph.hash != record["graph_hash"]:
-        raise InputError(f"{folder}/graph.json: is not the graph of this checkpoint (hash {graph.hash[:12]}, not {record['graph_hash'][:12]})")
+        raise InputError(
+            f"{folder}/graph.json: is not the graph of this checkpoint (hash {graph.hash[:12]}, not {record['graph_hash'][:12]})"
+        )
     path = str(folder / "language") if (folder / "language").is_dir() else config.model.language.path
     try:
         language, tokenizer = load_language_model(path, config.model.language.revision)
@@ -217,7 +246,9 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
         wrapped: torch.nn.Module = language
         if (folder / "adapter").is_dir():
             wrapped = PeftModel.from_pretrained(language, str(folder / "adapter"), is_trainable=True)
-        model, _ = build_model(config.model, graph, config.data.image_size.get("default", 256), wrapped, tokenizer, vision_weights=False)
+        model, _ = build_model(
+            config.model, graph, config.data.image_size.get("default", 256), wrapped, tokenizer, vision_weights=False
+        )
         state = load_file(folder / "model.safetensors")
         missing, unexpected = model.load_state_dict(state, strict=False)
     except (ValueError, RuntimeError, OSError, SafetensorError) as error:

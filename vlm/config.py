@@ -1,6 +1,6 @@
 """Strict configuration: one YAML file a run, dotted overrides, unknown keys refused with the nearest known one.
 
-    config = load_config(Path("configs/tiny.yaml"), ["training.seed=3", "model.width=64"])
+config = load_config(Path("configs/tiny.yaml"), ["training.seed=3", "model.width=64"])
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class Strict(BaseModel):
 class DataSet(Strict):
     """One data set of a run.
 
-    `path` is relative to `RADSCRIBE_DATA` when that is set and the path is not absolute, else to the working directory. `split`
-    keeps studies of these splits. `weight` is how many times an epoch the set is seen; a fraction takes that share anew each epoch.
+    `path` is relative to `RADSCRIBE_DATA` when that is set and the path is not absolute, else to the working
+    directory. `split` keeps studies of these splits. `weight` is how many times an epoch the set is seen; a fraction
+    takes that share anew each epoch.
     """
 
     path: Path | None = None
@@ -81,6 +82,7 @@ class Vision(Strict):
     mean: Real = 0.5
     std: Annotated[Real, Field(gt=0)] = 0.5
     freeze_norm: bool = True
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
 
 
 class Hierarchy(Strict):
@@ -123,9 +125,9 @@ class Adapter(Strict):
 
 
 class Language(Strict):
-    """Any Hugging Face causal LM by folder or hub id; a hub id is fetched, a folder never."""
+    """Any Hugging Face causal LM by folder or hub id; a hub id is fetched, a folder never; "shipped" is the small one here."""
 
-    path: str = "runs/language_model"
+    path: str = "shipped"
     revision: str | None = None
     adapter: Adapter = Adapter()
 
@@ -198,17 +200,17 @@ class Generation(Strict):
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 120
     length_penalty: Real = 1.0
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=20)] = 0
-    must: Annotated[Real, Field(ge=0, le=1)] = 1.0
-    must_not: Annotated[Real, Field(ge=0, le=1)] = 0.0
     max_must: Annotated[int, Field(ge=0, le=20)] = 4
+    softness: Annotated[Real, Field(ge=0)] = 0.5
+    consistency: Annotated[Real, Field(ge=0)] = 0.05
     consensus: Annotated[Real, Field(ge=0)] = 0.0
-    consistency: Annotated[Real, Field(ge=0)] = 1.0
     batch_size: Annotated[int, Field(ge=1)] = 8
 
 
 class Config(Strict):
-    """A whole run."""
+    """A whole run. `start` is a checkpoint folder to go on from, or "shipped"; its model section then stands."""
 
+    start: str | None = None
     data: Data = Data()
     model: Model = Model()
     training: Training = Training()
@@ -216,6 +218,8 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Config:
+        if self.start is not None and "model" in self.model_fields_set:
+            raise ValueError("start: the model is the checkpoint's; leave the model section out, or start out")
         names = [stage.name for stage in self.training.stages]
         if len(names) != len(set(names)):
             raise ValueError(f"training.stages: two stages have the same name: {names}")

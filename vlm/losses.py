@@ -2,7 +2,8 @@
 
     L = report + w_box * detection + w_cls * findings + w_imp * implication + w_align * alignment
 
-A term that nothing in the batch speaks of is left out of the result; it is never zero by default, so a mean over batches is right.
+A term that nothing in the batch speaks of is left out of the result; it is never zero by default, so a mean over
+batches is right.
 
 Shapes: B studies, T images, A locations, K box classes, F findings, M labelled report positions.
 """
@@ -20,15 +21,15 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 if TYPE_CHECKING:
     from vlm.types import StudyBatch
 
-RANGES = {4: (0.0, 24.0), 8: (24.0, 64.0), 16: (64.0, 128.0), 32: (128.0, 1e9)}
+RANGES = {8: (0.0, 48.0), 16: (48.0, 96.0), 32: (96.0, 1e9)}
 """Longest side (pixels of the model's input) of the boxes that each stride is responsible for."""
 
 
 def report_loss(logits: Tensor, index: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the report's tokens, weighted: the first part of the knowledge term lies in the weights.
 
-    Tokens inside a concept's mention carry a weight above 1, so that with w_t the weight and p_t the probability of token t,
-    L = -sum_t w_t log p_t / sum_t w_t.
+    Tokens inside a concept's mention carry a weight above 1, so that with w_t the weight and p_t the probability of
+    token t, L = -sum_t w_t log p_t / sum_t w_t.
 
     Args:
         logits: (M, vocabulary). index: (M,) flat positions in labels. labels, weights: (B, R).
@@ -43,7 +44,8 @@ def finding_loss(logits: Tensor, targets: Tensor, positive_weight: Tensor | None
     """Binary cross-entropy over the labels that are known.
 
     Args:
-        logits: (B, F). targets: (B, F) 1, 0 or NaN for unknown. positive_weight: (F,) weight of a positive, for rare findings.
+        logits: (B, F). targets: (B, F) 1, 0 or NaN for unknown. positive_weight: (F,) weight of a positive, for rare
+            findings.
     """
     known = ~targets.isnan()
     if not known.any():
@@ -55,7 +57,8 @@ def finding_loss(logits: Tensor, targets: Tensor, positive_weight: Tensor | None
 
 
 def implication_loss(logits: Tensor, implies: Tensor, excludes: Tensor) -> Tensor | None:
-    """Probabilities must respect the graph: p(child) <= p(parent), and p(a) + p(b) <= 1 for findings that exclude each other.
+    """Probabilities must respect the graph: p(child) <= p(parent), and p(a) + p(b) <= 1 for findings that exclude each
+    other.
 
     L = mean relu(p_child - p_parent) + mean relu(p_a + p_b - 1), the Lukasiewicz relaxations of both rules.
 
@@ -76,8 +79,8 @@ def implication_loss(logits: Tensor, implies: Tensor, excludes: Tensor) -> Tenso
 def alignment_loss(similarity: Tensor, targets: Tensor) -> Tensor | None:
     """Pulls a finding's evidence toward the text of what is true of it: its term when present, "no term" when absent.
 
-    Cross-entropy over 2F texts with target f for a present and F + f for an absent finding. Absent findings outnumber present ones
-    by far, so both halves are averaged apart and then together.
+    Cross-entropy over 2F texts with target f for a present and F + f for an absent finding. Absent findings outnumber
+    present ones by far, so both halves are averaged apart and then together.
 
     Args:
         similarity: (B, F, 2F) logits. targets: (B, F) 1, 0 or NaN.
@@ -103,9 +106,9 @@ class _Assigned:
 def assign_targets(points: Tensor, strides: Tensor, boxes: Tensor, classes: Tensor, kinds: int) -> _Assigned:
     """Which locations answer for which box.
 
-    A location answers for a box when it lies inside it, within 1.5 strides of its centre, and its stride covers the box's longest side
-    (`RANGES`); of several boxes the smallest wins. The location nearest to a box's centre at its stride always answers, or a lesion
-    smaller than a cell would have none.
+    A location answers for a box when it lies inside it, within 1.5 strides of its centre, and its stride covers the
+    box's longest side (`RANGES`); of several boxes the smallest wins. The location nearest to a box's centre at its
+    stride always answers, or a lesion smaller than a cell would have none.
 
     Args:
         points: (A, 2). strides: (A,). boxes: (n, 4) x1, y1, x2, y2. classes: (n,). kinds: K.
@@ -116,8 +119,8 @@ def assign_targets(points: Tensor, strides: Tensor, boxes: Tensor, classes: Tens
         return _Assigned(one_hot, target, torch.zeros(len(points), dtype=torch.bool, device=points.device))
     longest = (boxes[:, 2:] - boxes[:, :2]).amax(1)  # (n,)
     present = strides.unique()
-    low = torch.stack([points.new_tensor(RANGES[int(s)][0] if s != present[0] else 0.0) for s in present])
-    high = torch.stack([points.new_tensor(RANGES[int(s)][1] if s != present[-1] else 1e9) for s in present])
+    low = points.new_tensor([RANGES[int(s)][0] for s in present])
+    high = points.new_tensor([RANGES[int(s)][1] for s in present])
     level = torch.searchsorted(present, strides)
     fits = (longest >= low[level][:, None]) & (longest < high[level][:, None])  # (A, n)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -143,7 +146,8 @@ def detection_loss(
 
     Args:
         logits (T, A, K), quality (T, A), boxes (T, A, 4), points (A, 2), strides (A,): the head's output.
-        batch: `boxes_xyxy`, `box_classes` and `box_known` are read. Images in which nobody looked for anything take no part.
+        batch: `boxes_xyxy`, `box_classes` and `box_known` are read. Images in which nobody looked for anything take no
+            part.
 
     Returns:
         "box_class", "box_giou", "box_quality"; empty when nobody looked at any image.
@@ -152,7 +156,8 @@ def detection_loss(
     if not len(looked):
         return {}
     assigned = [
-        assign_targets(points, strides, batch.boxes_xyxy[i], batch.box_classes[i], logits.shape[2]) for i in looked.tolist()
+        assign_targets(points, strides, batch.boxes_xyxy[i], batch.box_classes[i], logits.shape[2])
+        for i in looked.tolist()
     ]
     classes = torch.stack([a.classes for a in assigned])  # (t, A, K)
     positive = torch.stack([a.positive for a in assigned])  # (t, A)

@@ -16,10 +16,11 @@ from vlm.models.report_generator import ReportGenerator
 Groups = dict[str, list[nn.Parameter]]
 
 
-def select_parameters(model: ReportGenerator, stage: Stage) -> Groups:
-    """Freezes everything, then thaws what the stage names: part -> parameters."""
+def select_parameters(model: ReportGenerator, stage: Stage, frozen_stages: int) -> Groups:
+    """Freezes everything, then thaws what the stage names: part -> parameters; the vision model's first stages stay
+    frozen."""
+    groups = {part: trainable(model, part, frozen_stages) for part in stage.train}
     model.requires_grad_(False)
-    groups = {part: trainable(model, part) for part in stage.train}
     for parameters in groups.values():
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -42,11 +43,13 @@ def make_optimizer(groups: Groups, stage: Stage, weight_decay: float) -> torch.o
     """AdamW; vectors (norms, biases, gates) are not decayed."""
     rows = []
     for part, parameters in groups.items():
-        rate = stage.part_lr.get(part, stage.lr)
+        rate = next((own for name, own in stage.part_lr.items() if name == part), stage.lr)
         for matrix in (True, False):
             chosen = [p for p in parameters if (p.dim() > 1) == matrix]
             if chosen:
-                rows.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": weight_decay if matrix else 0.0})
+                rows.append(
+                    {"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": weight_decay if matrix else 0.0}
+                )
     return torch.optim.AdamW(rows, betas=(0.9, 0.98))
 
 

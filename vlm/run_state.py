@@ -1,6 +1,7 @@
 """What a run needs to go on where it stopped, written atomically as safetensors and JSON.
 
-A state is a folder `state/<step>`; `state/latest.json` names the last whole one. Randomness needs no state: every step seeds its own.
+A state is a folder `state/<step>`; `state/latest.json` names the last whole one. Randomness needs no state: every step
+seeds its own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from vlm.types import InputError
 
 @dataclass(slots=True)
 class Position:
-    """Where a run stands: stage, epoch, batch within the epoch, step within the stage, and the best validation so far."""
+    """Where a run stands: stage, epoch, batch within the epoch, step within the stage, and the best validation so
+    far."""
 
     stage: int = 0
     epoch: int = 0
@@ -46,7 +48,8 @@ def save_state(
     """Writes weights that training changes, optimizer moments, average and best; rotates old states.
 
     Args:
-        out: the run's folder. model: everything but the frozen language model is written. best: parameter name -> value.
+        out: the run's folder. model: everything but the frozen language model is written. best: parameter name ->
+            value.
         keep: how many states stay.
     """
     root = out / "state"
@@ -143,7 +146,9 @@ def put_back(model: ReportGenerator, values: dict[str, Tensor]) -> None:
 def _learnt(model: ReportGenerator) -> dict[str, Tensor]:
     """Weights that some stage may change: all but the frozen base language model."""
     frozen = {
-        n for n, p in model.named_parameters() if n.startswith("language.") and not p.requires_grad and ".lora_" not in n
+        n
+        for n, p in model.named_parameters()
+        if n.startswith("language.") and not p.requires_grad and ".lora_" not in n
     }
     return {n: t for n, t in model.state_dict().items() if n not in frozen and _is_own(n, model)}
 

@@ -1,7 +1,8 @@
 """The Accelerate loop: stages, resumption, the best checkpoint by validation.
 
-A run is a folder: `config.json` (resolved), `metrics.jsonl` (a line an epoch and every tenth step), `curve.png`, `state/` (to resume),
-`best/` (a checkpoint). Each step seeds its own randomness from (seed, stage, step), so a resumed run repeats the unbroken one.
+A run is a folder: `config.json` (resolved), `metrics.jsonl` (a line an epoch and every tenth step), `curve.png`,
+`state/` (to resume), `best/` (a checkpoint). Each step seeds its own randomness from (seed, stage, step), so a resumed
+run repeats the unbroken one.
 """
 
 from __future__ import annotations
@@ -82,8 +83,10 @@ class StageLoop:
             if stage.sets is None or index in stage.sets
         ]
         if not any(examples for _, examples in self.sets):
-            raise InputError(f"training.stages.{stage.name}: no study has what its losses ({', '.join(stage.losses)}) need")
-        self.groups = select_parameters(run.model, stage)
+            raise InputError(
+                f"training.stages.{stage.name}: no study has what its losses ({', '.join(stage.losses)}) need"
+            )
+        self.groups = select_parameters(run.model, stage, run.config.model.vision.frozen_stages)
         if not self.groups:
             raise InputError(f"training.stages.{stage.name}: nothing to train in {', '.join(stage.train)}")
         self.optimizer = make_optimizer(self.groups, stage, settings.weight_decay)
@@ -147,9 +150,13 @@ class StageLoop:
             position.epoch, position.batch, position.step = epoch, index + 1, position.step + 1
             for name, value in terms.items():
                 sums.setdefault(name, []).append(value)
-            bar.update(task, completed=position.step, info=" ".join(f"{k} {np.mean(v[-50:]):.3f}" for k, v in sums.items()))
+            bar.update(
+                task, completed=position.step, info=" ".join(f"{k} {np.mean(v[-50:]):.3f}" for k, v in sums.items())
+            )
             if position.step % 10 == 0:
-                self.run.log({"stage": self.stage.name, "step": position.step, **{k: round(v, 5) for k, v in terms.items()}})
+                self.run.log(
+                    {"stage": self.stage.name, "step": position.step, **{k: round(v, 5) for k, v in terms.items()}}
+                )
             if time.monotonic() - saved > self.run.config.training.save_minutes * 60:
                 self._save()
                 saved = time.monotonic()
@@ -177,7 +184,9 @@ class StageLoop:
         total = torch.stack([value * getattr(settings.loss, WEIGHT_OF[name]) for name, value in terms.items()]).sum()
         if not torch.isfinite(total):
             shown = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
-            raise InputError(f"the loss is not finite ({shown}) in studies {', '.join(batch.ids[:8])}; lower the learning rate or check them")
+            raise InputError(
+                f"the loss is not finite ({shown}) in studies {', '.join(batch.ids[:8])}; lower the learning rate or check them"
+            )
         run.accelerator.backward(total / self.stage.accumulate)
         if (step + 1) % self.stage.accumulate == 0:
             run.accelerator.clip_grad_norm_([p for g in self.groups.values() for p in g], settings.clip)
@@ -187,13 +196,19 @@ class StageLoop:
         return {name: float(value.detach()) for name, value in terms.items()}
 
     def _validate(self, epoch: int, terms: dict[str, list[float]]) -> None:
-        metrics = self.run.validator.measure(self.run.model, self.stage.losses, self.cache) if self.run.validator.examples else {}
+        metrics = (
+            self.run.validator.measure(self.run.model, self.stage.losses, self.cache)
+            if self.run.validator.examples
+            else {}
+        )
         metrics |= {f"train_{name}": float(np.mean(values)) for name, values in terms.items()}
         choice = self.stage.choose_by
         score = -metrics.get("loss", 0.0) if choice == "loss" else metrics.get(choice, 0.0)
         self.run.log({"stage": self.stage.name, "epoch": epoch + 1, "step": self.position.step, **metrics})
         if self.run.main:
-            console.print(f"{self.stage.name} {epoch + 1}/{self.epochs}: " + " ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+            console.print(
+                f"{self.stage.name} {epoch + 1}/{self.epochs}: " + " ".join(f"{k} {v:.4f}" for k, v in metrics.items())
+            )
         if score > self.position.best_score or not self.best:
             self.position.best_score, self.position.best_metrics = score, metrics
             self.best = snapshot(self.run.model, self.groups)
@@ -201,7 +216,9 @@ class StageLoop:
     def _save(self) -> None:
         if self.run.main:
             keep = self.run.config.training.keep
-            save_state(self.run.out, self.position, self.run.model, self.groups, self.optimizer, self.average, self.best, keep)
+            save_state(
+                self.run.out, self.position, self.run.model, self.groups, self.optimizer, self.average, self.best, keep
+            )
 
 
 WEIGHT_OF = {
@@ -211,11 +228,12 @@ WEIGHT_OF = {
 """The configured weight of each named term."""
 
 
-def train(config: Config, checkpoint: Checkpoint, out: Path, resume: bool = True) -> dict[str, Any]:
+def train(checkpoint: Checkpoint, out: Path, resume: bool = True) -> dict[str, Any]:
     """Trains all stages and leaves the best model of the last in `out/best`.
 
     Args:
-        config: resolved. checkpoint: a model to start from, changed in place. out: the run's folder. resume: go on from `out/state`.
+        config: resolved. checkpoint: a model to start from, changed in place. out: the run's folder. resume: go on
+            from `out/state`.
 
     Returns:
         Each stage's best validation metrics.
@@ -223,6 +241,7 @@ def train(config: Config, checkpoint: Checkpoint, out: Path, resume: bool = True
     Raises:
         InputError: nothing to learn from, a folder of another run, or a loss that is not finite.
     """
+    config = checkpoint.config
     own_folder(out, config, resume)
     run = Run(config, checkpoint, out)
     resumed = load_state(out) if resume else None
@@ -246,13 +265,21 @@ def train(config: Config, checkpoint: Checkpoint, out: Path, resume: bool = True
     return metrics
 
 
-def loss_terms(output: ModelOutput, batch: StudyBatch, wanted: tuple[str, ...], rules: tuple[Tensor, Tensor], smoothing: float = 0.0) -> dict[str, Tensor]:
+def loss_terms(
+    output: ModelOutput,
+    batch: StudyBatch,
+    wanted: tuple[str, ...],
+    rules: tuple[Tensor, Tensor],
+    smoothing: float = 0.0,
+) -> dict[str, Tensor]:
     """The named, unweighted terms that the batch can speak of."""
     terms: dict[str, Tensor | None] = {}
     image = output.image
     if "report" in wanted and output.report_logits is not None and len(output.report_logits):
         assert output.report_index is not None
-        terms["report"] = losses.report_loss(output.report_logits, output.report_index, batch.report_labels, batch.report_weights, smoothing)
+        terms["report"] = losses.report_loss(
+            output.report_logits, output.report_index, batch.report_labels, batch.report_weights, smoothing
+        )
     if "findings" in wanted:
         terms["findings"] = losses.finding_loss(image.logits, batch.finding_targets)
     if "detection" in wanted and image.dense is not None:
@@ -277,7 +304,11 @@ def graph_rules(checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
 def autocast_dtype(setting: str, device: torch.device) -> torch.dtype | None:
     """bfloat16 where it is asked for, or where the processor multiplies it natively; None for float32."""
     if setting == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_bf16()
+        native = (
+            torch.cuda.is_bf16_supported()
+            if device.type == "cuda"
+            else torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_bf16()
+        )
         return torch.bfloat16 if native else None
     return torch.bfloat16 if setting == "bfloat16" else None
 
@@ -303,7 +334,9 @@ def own_folder(out: Path, config: Config, resume: bool) -> None:
         different = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
         if different:
             shown = ", ".join(different[:5])
-            raise InputError(f"{out}: holds a run with another configuration ({shown}); choose another --out, or start anew with --no-resume")
+            raise InputError(
+                f"{out}: holds a run with another configuration ({shown}); choose another --out, or start anew with --no-resume"
+            )
     path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
 
 
@@ -315,7 +348,13 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _progress(show: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[info]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[info]}"),
+    )
     return Progress(*columns, console=console, disable=not show)
 
 
@@ -333,7 +372,9 @@ def draw_curve(out: Path) -> None:
         steps = [r for r in rows if r["stage"] == stage and "epoch" not in r]
         epochs = [r for r in rows if r["stage"] == stage and "epoch" in r]
         for name in sorted({k for r in steps for k in r} - {"stage", "step"}):
-            axis.plot([r["step"] for r in steps if name in r], [r[name] for r in steps if name in r], alpha=0.5, label=name)
+            axis.plot(
+                [r["step"] for r in steps if name in r], [r[name] for r in steps if name in r], alpha=0.5, label=name
+            )
         for name in ("loss", "auc", "map", "cider"):
             if any(name in r for r in epochs):
                 axis.plot([r["step"] for r in epochs], [r.get(name) for r in epochs], "o-", label=f"validation {name}")

@@ -44,9 +44,14 @@ def load_examples(source: DataSet, builder: ExampleBuilder, show: bool) -> list[
         except InputError as error:
             failures.append(str(error))
     if failures and show:
-        console.print(f"{name}: {len(failures)} of {len(studies)} studies were left out; the first: {failures[0]}", markup=False)
+        console.print(
+            f"{name}: {len(failures)} of {len(studies)} studies were left out; the first: {failures[0]}", markup=False
+        )
     if not examples:
-        raise InputError(f"{source.location()}: no study could be read" + (f"; the first: {failures[0]}" if failures else " in this split"))
+        raise InputError(
+            f"{source.location()}: no study could be read"
+            + (f"; the first: {failures[0]}" if failures else " in this split")
+        )
     return examples
 
 
@@ -64,21 +69,30 @@ def epoch_examples(sets: Sequence[tuple[DataSet, Sequence[Example]]], rng: np.ra
 class FeatureCache:
     """Image features by study, of `copies` variations of each image, computed by a frozen image half.
 
-    With one copy the cache is exact: the images are not varied. With more, each epoch takes another variation of a study, so that the
-    language half sees features that the image half did not fit itself to in just this form.
+    With one copy the cache is exact: the images are not varied. With more, each epoch takes another variation of a
+    study, so that the language half sees features that the image half did not fit itself to in just this form.
 
     Args:
-        model: whose image half is run. collate: plain, without variation. examples: training studies. copies: variations of each.
+        model: whose image half is run. collate: plain, without variation. examples: training studies. copies:
+            variations of each.
         seed: of the variations. dtype: of autocast, or None.
     """
 
     def __init__(
-        self, model: ReportGenerator, collate: Collator, examples: Sequence[Example], copies: int, seed: int, dtype: torch.dtype | None
+        self,
+        model: ReportGenerator,
+        collate: Collator,
+        examples: Sequence[Example],
+        copies: int,
+        seed: int,
+        dtype: torch.dtype | None,
     ) -> None:
         self.dtype = dtype
         self.store: dict[str, list[CachedFeatures]] = {}
         for copy in range(copies):
-            varied = Collator(collate.builder, True, 0.0, np.random.default_rng([seed, copy])) if copies > 1 else collate
+            varied = (
+                Collator(collate.builder, True, 0.0, np.random.default_rng([seed, copy])) if copies > 1 else collate
+            )
             self.add(model, varied, examples)
 
     @torch.no_grad()

@@ -1,13 +1,14 @@
 """What every layer speaks: studies, boxes, findings and reports, and the one error that reaches a user.
 
-Coordinates. A `Box` is `(x1, y1, x2, y2)` in pixels of the image as it is displayed: x grows to the right, y grows down, the
-corner (0, 0) is the outer corner of the top-left pixel, and x2, y2 are exclusive. Worked example: a box that covers only the
-pixel in row 3, column 5 is (5, 3, 6, 4).
+Coordinates. A `Box` is `(x1, y1, x2, y2)` in pixels of the image as it is displayed: x grows to the right, y grows
+down, the corner (0, 0) is the outer corner of the top-left pixel, and x2, y2 are exclusive. Worked example: a box that
+covers only the pixel in row 3, column 5 is (5, 3, 6, 4).
 
-Sides. An image is always held in radiological display: the patient's right is at the viewer's left for frontal radiographs and
-axial slices. A side in a finding or a sentence is the patient's.
+Sides. An image is always held in radiological display: the patient's right is at the viewer's left for frontal
+radiographs and axial slices. A side in a finding or a sentence is the patient's.
 
-Unknown is `None`. An empty tuple of findings or boxes says that somebody looked and saw none; `None` says that nobody looked.
+Unknown is `None`. An empty tuple of findings or boxes says that somebody looked and saw none; `None` says that nobody
+looked.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class StudyImage:
         view, modality: None when unknown.
         spacing_mm: (row, column) distance between pixel centres in mm, of the file's own pixel grid; None when unknown.
         window: (centre, width) in Hounsfield units, or a name, asked for by the user; None for the reader's default.
-        frame: which frame of a multi-frame file, or which slice of a volume (so that a box names its slice); None for the only one.
+        frame: which frame of a multi-frame file, or which slice of a volume (so that a box names its slice); None for
+            the only one.
     """
 
     path: Path | None = None
@@ -129,7 +131,8 @@ class Study:
     Args:
         id: unique in its data set; never a patient's identifier from a DICOM header.
         images: in a stable order; `Box.image` counts in it.
-        clinical: text that was known before the images were read, by section name ("indication", "comparison", "prior").
+        clinical: text that was known before the images were read, by section name ("indication", "comparison",
+            "prior").
         findings: labelled findings; a label that is not listed is unknown, not negative. None: nobody labelled.
         boxes: lesions; None: nobody drew boxes, () : somebody looked and there are none.
         report: sections of the reference report, keys from `SECTIONS`; None when there is none.
@@ -158,9 +161,10 @@ class Sentence:
         section: "findings" or "impression".
         labels: the findings (label list) that it speaks of.
         boxes: indices into `Report.boxes`.
-        status: "supported" when the finding probabilities or a box agree with it, "contradicted" when they say the opposite,
-            "unsupported" when nothing the model measures speaks for or against it.
-        confidence: probability in [0, 1] that the statement is right, from the findings it rests on; None when unsupported.
+        status: "supported" when the finding probabilities or a box agree with it, "contradicted" when they say the
+            opposite, "unsupported" when nothing the model measures speaks for or against it.
+        confidence: probability in [0, 1] that the statement is right, from the findings it rests on; None when
+            unsupported.
     """
 
     text: str
@@ -198,12 +202,14 @@ class Report:
 class StudyBatch:
     """Studies as tensors, all images of one size.
 
-    Shapes: B studies, T images of all studies together, S pixels, N prompt and R report tokens, F findings, K box classes.
+    Shapes: B studies, T images of all studies together, S pixels, N prompt and R report tokens, F findings, K box
+    classes.
 
     Args:
         ids: `Study.id`, B of them.
         pixel_values: (T, 1, S, S) grey in [0, 1]; None when `cached` stands for it.
-        image_study, image_slot, view: (T,) index of the image's study, its place within the study, and its view's index.
+        image_study, image_slot, view: (T,) index of the image's study, its place within the study, and its view's
+            index.
         prompt_ids, prompt_mask: (B, N), padded on the left.
         report_ids, report_mask: (B, R), padded on the right; R is 0 when no report is at hand.
         report_labels: (B, R) token to be predicted at each report position; -100 takes no part.
@@ -234,7 +240,8 @@ class StudyBatch:
 
 @dataclass(slots=True)
 class CachedFeatures:
-    """What the language half needs of the image half: (T, G*G, S*D) pooled maps, (B, F, D) evidence and (B, F) logits."""
+    """What the language half needs of the image half: (T, G*G, S*D) pooled maps, (B, F, D) evidence and (B, F)
+    logits."""
 
     pooled: Tensor
     tokens: Tensor

@@ -1,4 +1,5 @@
-"""What a stage is chosen by: losses, finding AUC and detection mAP on the validation studies; and the calibration that follows.
+"""What a stage is chosen by: losses, finding AUC and detection mAP on the validation studies; and the calibration that
+follows.
 
 Shapes: B studies, F findings, n boxes.
 """
@@ -19,7 +20,7 @@ from vlm.data.examples import Example, ExampleBuilder
 from vlm.evaluation.detection import average_precision
 from vlm.evaluation.ranking import auc
 from vlm.losses import finding_loss, report_loss
-from vlm.models.detection import select_boxes
+from vlm.models.detection import DenseDetections, select_boxes
 from vlm.models.report_generator import ReportGenerator
 from vlm.training_data import move
 from vlm.types import Box, StudyBatch
@@ -34,15 +35,20 @@ class Validator:
     """Measures a model on fixed examples.
 
     Args:
-        builder: labels and tokenizer. examples: validation studies. config: thresholds of the detection head. dtype: of autocast, or None.
+        builder: labels and tokenizer. examples: validation studies. config: thresholds of the detection head. dtype:
+            of autocast, or None.
     """
 
-    def __init__(self, builder: ExampleBuilder, examples: Sequence[Example], config: Config, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self, builder: ExampleBuilder, examples: Sequence[Example], config: Config, dtype: torch.dtype | None
+    ) -> None:
         self.builder, self.examples, self.config, self.dtype = builder, list(examples), config, dtype
         self.collate = Collator(builder)
 
     @torch.no_grad()
-    def measure(self, model: ReportGenerator, losses: Sequence[str], cache: FeatureCache | None = None) -> dict[str, float]:
+    def measure(
+        self, model: ReportGenerator, losses: Sequence[str], cache: FeatureCache | None = None
+    ) -> dict[str, float]:
         """Validation metrics of the losses in training: "loss" (report, else findings), "auc", "map"."""
         was_training = model.training
         model.eval()
@@ -55,7 +61,9 @@ class Validator:
             with torch.autocast(batch.view.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
                 out = model(batch, report="report" in losses, detect="detection" in losses)
             if out.report_logits is not None and len(out.report_logits):
-                value = report_loss(out.report_logits, out.report_index, batch.report_labels, torch.ones_like(batch.report_weights))
+                value = report_loss(
+                    out.report_logits, out.report_index, batch.report_labels, torch.ones_like(batch.report_weights)
+                )
                 report.append((float(value), len(out.report_logits)))
             logits.append(out.image.logits.float().cpu())
             targets.append(batch.finding_targets.cpu())
@@ -68,31 +76,38 @@ class Validator:
         score, truth = torch.cat(logits), torch.cat(targets)
         if report:
             result["loss"] = sum(v * n for v, n in report) / sum(n for _, n in report)
-        elif (value := finding_loss(score, truth)) is not None:
-            result["loss"] = float(value)
+        elif (findings := finding_loss(score, truth)) is not None:
+            result["loss"] = float(findings)
         if "findings" in losses:
             result["auc"] = mean_auc(score.numpy(), truth.numpy())
         if any(truths):
-            result["map"] = average_precision(boxes, truths, 0.5).mean
+            result["map"] = average_precision(boxes, truths, 0.5).mean_ap
         result["auc+map"] = result.get("auc", 0.0) + result.get("map", 0.0)
         return result
 
     def batch(self, model: ReportGenerator, indices: Sequence[int], cache: FeatureCache | None) -> StudyBatch:
         """A validation batch, with cached features when the image half is frozen."""
         if cache is not None:
-            return move(cache.attach(Collator(self.builder, skip_pixels=True)([self.examples[i] for i in indices]), 0), next(model.parameters()).device)
+            return move(
+                cache.attach(Collator(self.builder, skip_pixels=True)([self.examples[i] for i in indices]), 0),
+                next(model.parameters()).device,
+            )
         return move(self.collate([self.examples[i] for i in indices]), next(model.parameters()).device)
 
-    def _boxes(self, dense: object, batch: StudyBatch) -> tuple[list[list[Box]], list[list[Box]]]:
+    def _boxes(self, dense: DenseDetections, batch: StudyBatch) -> tuple[list[list[Box]], list[list[Box]]]:
         """Boxes found and true in the images that somebody looked at, classes that nobody looked for left out."""
         assert batch.pixel_values is not None
         names = self.builder.box_labels
         found, truths = [], []
-        for image, detections in enumerate(select_boxes(dense, batch.pixel_values.shape[-1], 0.02, self.config.model.detection.nms_iou)):  # type: ignore[arg-type]
+        for image, detections in enumerate(
+            select_boxes(dense, batch.pixel_values.shape[-1], 0.02, self.config.model.detection.nms_iou)
+        ):
             known = batch.box_known[image]
             if not known.any():
                 continue
-            rows = zip(detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True)
+            rows = zip(
+                detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.classes.tolist(), strict=True
+            )
             found.append([Box(tuple(b), names[k], 0, s) for b, s, k in rows if known[k]])
             pairs = zip(batch.boxes_xyxy[image].tolist(), batch.box_classes[image].tolist(), strict=True)
             truths.append([Box(tuple(b), names[k]) for b, k in pairs])
@@ -100,7 +115,8 @@ class Validator:
 
     @torch.no_grad()
     def calibrate(self, model: ReportGenerator) -> Calibration:
-        """Platt's two numbers for each finding, fitted on the validation studies (with a prior that keeps rare findings near 1, 0)."""
+        """Platt's two numbers for each finding, fitted on the validation studies (with a prior that keeps rare
+        findings near 1, 0)."""
         model.eval()
         logits, targets = [], []
         for indices in bucketed(self.examples, 16, None):
@@ -120,8 +136,8 @@ def fit_platt(score: Tensor, truth: Tensor, strength: float = 2.0) -> tuple[floa
     """Slope and offset of sigmoid(slope * logit + offset) by penalised maximum likelihood.
 
     Args:
-        score: (n,) logits. truth: (n,) 0 or 1. strength: of the pull toward slope 1 and offset 0, in studies; needed because some findings
-            have a handful of positives.
+        score: (n,) logits. truth: (n,) 0 or 1. strength: of the pull toward slope 1 and offset 0, in studies; needed
+            because some findings have a handful of positives.
 
     Returns:
         (slope, offset); (1, 0) when one class is absent.
@@ -133,7 +149,9 @@ def fit_platt(score: Tensor, truth: Tensor, strength: float = 2.0) -> tuple[floa
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(score * log_slope.exp() + offset, truth, reduction="sum")
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            score * log_slope.exp() + offset, truth, reduction="sum"
+        )
         loss = loss + strength * (log_slope.square() + 0.05 * offset.square()).sum()
         loss.backward()
         return loss

@@ -10,11 +10,20 @@ import typer
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of the run, e.g. configs/openi.yaml.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/<name of the configuration>.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set training.seed=3 (repeatable).")] = None,
-    start: Annotated[Path | None, typer.Option(help="Checkpoint to start from; default: the configuration's own parts.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default runs/<name of the configuration>.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key: --set training.seed=3 (repeatable).")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Checkpoint to start from; default: the configuration's own parts.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last state in --out when there is one.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and the trainable parameters, then stop.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the resolved configuration and the trainable parameters, then stop."),
+    ] = False,
 ) -> None:
     """Train in stages; the best model by validation is left in OUT/best."""
     from rich.console import Console
@@ -28,9 +37,9 @@ def train(
     out = out or Path("runs") / config.stem
     checkpoint = starting_point(resolved, start)
     if dry_run:
-        console.print(describe(resolved, checkpoint))
+        console.print(describe(checkpoint))
         return
-    metrics = run(resolved, checkpoint, out, resume)
+    metrics = run(checkpoint, out, resume)
     for stage, values in metrics.items():
         console.print(f"{stage}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()), markup=False)
     console.print(f"best checkpoint: {out / 'best'}", markup=False)

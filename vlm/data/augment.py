@@ -1,5 +1,5 @@
-"""Augmentation that keeps text and boxes true: small rotations, shifts, zooms, contrast, noise and cut-out. Nothing is ever flipped,
-because the report says left and right.
+"""Augmentation that keeps text and boxes true: small rotations, shifts, zooms, contrast, noise and cut-out. Nothing is
+ever flipped, because the report says left and right.
 
 Shapes: H W pixels, n boxes.
 """
@@ -10,11 +10,14 @@ import cv2
 import numpy as np
 
 
-def augment(pixels: np.ndarray, boxes_xyxy: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def augment(
+    pixels: np.ndarray, boxes_xyxy: np.ndarray, rng: np.random.Generator, strength: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """One random variation of an image and its boxes.
 
     Args:
-        pixels: (H, W) uint8. boxes_xyxy: (n, 4) pixels. rng: source of randomness. strength: 1 is up to 8 degrees, 6% shift, 12% zoom.
+        pixels: (H, W) uint8. boxes_xyxy: (n, 4) pixels. rng: source of randomness. strength: 1 is up to 8 degrees, 6%
+            shift, 12% zoom.
 
     Returns:
         (H, W) uint8 and (n, 4): each box is the hull of its rotated ellipse, cut to the image.
@@ -25,9 +28,9 @@ def augment(pixels: np.ndarray, boxes_xyxy: np.ndarray, rng: np.random.Generator
     if len(boxes_xyxy):
         angle *= 0.4
     zoom = 1 + rng.uniform(-0.12, 0.12) * strength
-    shift = rng.uniform(-0.06, 0.06, 2) * strength * (width, height)
+    shift = rng.uniform(-0.06, 0.06, 2) * strength * np.array([width, height])
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, zoom)
-    matrix[:, 2] += shift
+    matrix = matrix + np.array([[0, 0, shift[0]], [0, 0, shift[1]]])
     out = cv2.warpAffine(pixels, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=0)
     out = _tone(out, rng, strength)
     return out, _warp_boxes(boxes_xyxy, matrix, width, height)
@@ -46,7 +49,8 @@ def _tone(pixels: np.ndarray, rng: np.random.Generator, strength: float) -> np.n
 
 
 def _warp_boxes(boxes: np.ndarray, matrix: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Hull of the ellipse inscribed in each box after an affine map: lesions are round, so the hull of the corners would be too wide."""
+    """Hull of the ellipse inscribed in each box after an affine map: lesions are round, so the hull of the corners
+    would be too wide."""
     if not len(boxes):
         return boxes.reshape(0, 4).astype(np.float32)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2

@@ -21,7 +21,8 @@ class Collator:
 
     Args:
         builder: gives prompts and the tokenizer.
-        augment_images: random variation of the images. clinical_dropout: share of studies whose clinical text is left out.
+        augment_images: random variation of the images. clinical_dropout: share of studies whose clinical text is left
+            out.
         rng: source of both; None for neither.
         skip_pixels: leaves pixels out, when cached features stand for them.
     """
@@ -100,7 +101,10 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool) -> tuple[Tensor, 
 
 
 def bucketed(
-    examples: Sequence[Example], batch_size: int, rng: np.random.Generator | None, length: Callable[[Example], int] | None = None
+    examples: Sequence[Example],
+    batch_size: int,
+    rng: np.random.Generator | None,
+    length: Callable[[Example], int] | None = None,
 ) -> Iterator[list[int]]:
     """Indices of batches of one image size and of like length, in random order.
 

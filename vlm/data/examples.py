@@ -1,6 +1,7 @@
 """A study as arrays: what is decoded and tokenised once, and kept.
 
-`ExampleBuilder` decides what a model is told about a study: which views, which prompt, which tokens weigh more, which findings and
+`ExampleBuilder` decides what a model is told about a study: which views, which prompt, which tokens weigh more, which
+findings and
 boxes are known. Unknown stays unknown: NaN for a finding, False in `box_known` for a class.
 
 Shapes: V views, S pixels of the square, F findings, K box classes, n boxes, R report tokens.
@@ -31,7 +32,8 @@ class Example:
     """One study, ready to be batched.
 
     Args:
-        id: `Study.id`. size: S. pixels: (V, S, S) uint8. view: (V,) index into `View`. chosen: (V,) index into `Study.images`.
+        id: `Study.id`. size: S. pixels: (V, S, S) uint8. view: (V,) index into `View`. chosen: (V,) index into
+            `Study.images`.
         placements: where each image lies in its square.
         modality: for the prompt. clinical: text of the prompt. report_ids, report_labels, report_weights: (R,).
         finding_targets: (F,) 1, 0 or NaN. boxes_xyxy, box_classes: per view (n, 4) and (n,). box_known: (V, K).
@@ -115,7 +117,8 @@ class ExampleBuilder:
         )  # fmt: skip
 
     def targets(self, study: Study) -> np.ndarray:
-        """(F,) what is known of each label: people's labels first, then the report's own words; uncertain is unknown."""
+        """(F,) what is known of each label: people's labels first, then the report's own words; uncertain is
+        unknown."""
         said: dict[str, Certainty] = {}
         if study.report:
             text = "\n".join(study.report.values())
@@ -176,7 +179,11 @@ class ExampleBuilder:
             weights = np.append(weights, np.float32(1.0))
         out = np.array(ids, np.int64)
         mark = self.tokenizer.convert_tokens_to_ids(self.unwritten)
-        labels = np.where(out == mark, -100, out) if isinstance(mark, int) and mark != self.tokenizer.unk_token_id else out.copy()
+        labels = (
+            np.where(out == mark, -100, out)
+            if isinstance(mark, int) and mark != self.tokenizer.unk_token_id
+            else out.copy()
+        )
         return out, labels, weights
 
     def _read(self, text: str) -> list[Mention]:
@@ -198,8 +205,8 @@ class ExampleBuilder:
 
 
 def looked_for(study: Study, box_labels: Sequence[str]) -> list[int]:
-    """Classes that somebody looked for in every image of the study: those labelled present or absent where boxes were drawn, and all
-    of them in a study that is said to be normal."""
+    """Classes that somebody looked for in every image of the study: those labelled present or absent where boxes were
+    drawn, and all of them in a study that is said to be normal."""
     stated = {f.label: f.certainty for f in study.findings or ()}
     if Certainty.PRESENT in (stated.get("normal"), stated.get("normal / no indexing")):
         return list(range(len(box_labels)))
@@ -231,5 +238,3 @@ def coverage(graph: KnowledgeGraph, labels: Sequence[str]) -> dict[str, tuple[st
             out[label] = tuple(own for own in labels if own in wide)
     out.update({name: (name,) for name in labels})
     return out
-
-

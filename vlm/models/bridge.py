@@ -1,8 +1,9 @@
 """The bridge into the language model: image and evidence tokens become embeddings that it can read.
 
-Visual tokens are the pyramid's maps pooled to one grid and projected. An evidence token is the finding's evidence projected, plus the
-concept's own word embedding scaled by how far the finding's probability lies from its base rate: the decoder reads *which* finding and
-*how likely*, in its own vocabulary, from the first step. Both pass through a norm scaled to the size of the decoder's word embeddings.
+Visual tokens are the pyramid's maps pooled to one grid and projected. An evidence token is the finding's evidence
+projected, plus the concept's own word embedding scaled by how far the finding's probability lies from its base rate:
+the decoder reads *which* finding and *how likely*, in its own vocabulary, from the first step. Both pass through a
+norm scaled to the size of the decoder's word embeddings.
 
 Shapes: B studies, V views, S scales, G grid, F findings, D width, L the language model's width.
 """
@@ -27,10 +28,14 @@ class Bridge(nn.Module):
 
     concepts: Tensor
 
-    def __init__(self, dim: int, width: int, scales: int, grid: int, views: int, concepts: Tensor, embedding_norm: float) -> None:
+    def __init__(
+        self, dim: int, width: int, scales: int, grid: int, views: int, concepts: Tensor, embedding_norm: float
+    ) -> None:
         super().__init__()
         self.grid = grid
-        self.visual = nn.Sequential(nn.LayerNorm(scales * dim), nn.Linear(scales * dim, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.visual = nn.Sequential(
+            nn.LayerNorm(scales * dim), nn.Linear(scales * dim, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
         self.evidence = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
         self.view = nn.Embedding(views, width)
         self.norm = nn.LayerNorm(width)
@@ -52,6 +57,12 @@ class Bridge(nn.Module):
 
     def evidence_tokens(self, tokens: Tensor, logits: Tensor) -> Tensor:
         """Evidence (B, F, D) and logits (B, F) -> (B, F, L)."""
-        strength = (logits.float() / 2).tanh() * self.probability  # (B, F) in (-1, 1) at the start: sign says present or absent
-        x = self.evidence(tokens) + self.finding + strength[..., None] * F.normalize(self.concepts, dim=-1) * self.concepts.shape[-1] ** 0.5
+        strength = (
+            logits.float() / 2
+        ).tanh() * self.probability  # (B, F) in (-1, 1) at the start: sign says present or absent
+        x = (
+            self.evidence(tokens)
+            + self.finding
+            + strength[..., None] * F.normalize(self.concepts, dim=-1) * self.concepts.shape[-1] ** 0.5
+        )
         return self.norm(x)

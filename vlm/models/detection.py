@@ -1,7 +1,7 @@
 """Dense, anchor-free detection head over the pyramid (FCOS, Tian et al. 2019, arXiv:1904.01355).
 
-Departs from the paper: depthwise-separable towers, and in place of centreness the head predicts the IoU of its own box, which ranks
-boxes better (as in PAA and VFNet); the score is sqrt(class probability * predicted IoU).
+Departs from the paper: depthwise-separable towers, and in place of centreness the head predicts the IoU of its own
+box, which ranks boxes better (as in PAA and VFNet); the score is sqrt(class probability * predicted IoU).
 
 Shapes: B images, D width, K classes, A = sum over scales of H_s * W_s locations.
 """
@@ -36,7 +36,8 @@ class DenseDetections:
 
 @dataclass(slots=True)
 class Detections:
-    """Boxes of one image after suppression, by falling score: (N, 4) pixels of the model's input, (N,) in [0, 1], (N,) classes."""
+    """Boxes of one image after suppression, by falling score: (N, 4) pixels of the model's input, (N,) in [0, 1], (N,)
+    classes."""
 
     boxes_xyxy: Tensor
     scores: Tensor
@@ -44,7 +45,8 @@ class Detections:
 
 
 def locations(sizes: list[tuple[int, int]], strides: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Centres of all cells: points (A, 2) in pixels and strides (A,). The cell in row 0, column 0 at stride 8 is at (4, 4)."""
+    """Centres of all cells: points (A, 2) in pixels and strides (A,). The cell in row 0, column 0 at stride 8 is at
+    (4, 4)."""
     points, steps = [], []
     for (height, width), stride in zip(sizes, strides, strict=True):
         y = (torch.arange(height, device=device) + 0.5) * stride
@@ -69,10 +71,10 @@ class DetectionHead(nn.Module):
         self.classify = nn.Conv2d(dim, classes, 3, padding=1)
         self.regress = nn.Conv2d(dim, 5, 3, padding=1)  # left, top, right, bottom, quality
         self.scale = nn.Parameter(torch.zeros(len(strides)))
-        nn.init.normal_(self.classify.weight, std=0.01)
-        nn.init.constant_(self.classify.bias, -math.log((1 - 0.01) / 0.01))  # prior of focal loss: 1% of locations
-        nn.init.normal_(self.regress.weight, std=0.01)
-        nn.init.zeros_(self.regress.bias)
+        for layer, prior in ((self.classify, -math.log((1 - 0.01) / 0.01)), (self.regress, 0.0)):
+            assert layer.bias is not None
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.constant_(layer.bias, prior)  # focal loss starts from 1% of locations
 
     def forward(self, maps: list[Tensor]) -> DenseDetections:
         """[(B, D, H_s, W_s)] -> predictions at every location."""
@@ -90,7 +92,9 @@ class DetectionHead(nn.Module):
 
 
 @torch.no_grad()
-def select_boxes(dense: DenseDetections, image_size: int, threshold: float, nms_iou: float, most: int = 50) -> list[Detections]:
+def select_boxes(
+    dense: DenseDetections, image_size: int, threshold: float, nms_iou: float, most: int = 50
+) -> list[Detections]:
     """Scores, cuts at `threshold`, suppresses within a class; one `Detections` an image."""
     probability = (dense.logits.sigmoid() * dense.quality.sigmoid()[..., None]).sqrt()  # (B, A, K)
     boxes = clip_boxes_to_image(dense.boxes_xyxy, (image_size, image_size))

@@ -1,10 +1,10 @@
 """Finding queries: each label of the list looks for itself in the images, then hears from its neighbours in the graph.
 
-A query is the label's node in the encoded graph. It cross-attends to the tokens of all views; what it gathers is the finding's
-*evidence*, and where it looked is its attention map. The adaptive gate then decides, for each study and finding, how much of what the
-graph's neighbours found is added (knowledge fusion): it starts at zero, so step 0 is the model without knowledge, and its value can be
-read out. A finding's logit comes from its evidence token, with weights of its own (Query2Label, Liu et al. 2021,
-arXiv:2107.10834), and from the pooled image.
+A query is the label's node in the encoded graph. It cross-attends to the tokens of all views; what it gathers is the
+finding's *evidence*, and where it looked is its attention map. The adaptive gate then decides, for each study and
+finding, how much of what the graph's neighbours found is added (knowledge fusion): it starts at zero, so step 0 is the
+model without knowledge, and its value can be read out. A finding's logit comes from its evidence token, with weights
+of its own (Query2Label, Liu et al. 2021, arXiv:2107.10834), and from the pooled image.
 
 Shapes: B studies, V views, T = V * h * w image tokens, F findings, N concepts, D width.
 """
@@ -22,8 +22,10 @@ class Evidence:
     """What the findings found.
 
     Args:
-        tokens: (B, F, D) evidence after fusion. logits: (B, F). attention: (B, F, T), sums to 1 over the tokens that exist.
-        gate: (B, F) in (-1, 1). visual: (B, F, D) evidence before fusion. neighbours: (F, F), row f sums to 1: whom f hears.
+        tokens: (B, F, D) evidence after fusion. logits: (B, F). attention: (B, F, T), sums to 1 over the tokens that
+            exist.
+        gate: (B, F) in (-1, 1). visual: (B, F, D) evidence before fusion. neighbours: (F, F), row f sums to 1: whom f
+            hears.
     """
 
     tokens: Tensor
@@ -45,15 +47,19 @@ class FindingQueries(nn.Module):
         super().__init__()
         self.heads = heads
         self.offset = nn.Parameter(torch.randn(labels, dim) * 0.2)
-        self.attention = nn.ModuleList(nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True) for _ in range(layers))
+        self.attention = nn.ModuleList(
+            nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True) for _ in range(layers)
+        )
         self.norm_q = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
         self.norm_m = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
         self.mlp = nn.ModuleList(
-            nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim)) for _ in range(layers)
+            nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
+            for _ in range(layers)
         )
 
     def forward(self, nodes: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Label nodes (F, D), image tokens (B, T, D), mask (B, T) True where a token exists -> evidence (B, F, D), attention (B, F, T)."""
+        """Label nodes (F, D), image tokens (B, T, D), mask (B, T) True where a token exists -> evidence (B, F, D),
+        attention (B, F, T)."""
         x = (nodes + self.offset).expand(tokens.shape[0], -1, -1)
         weights = torch.empty(0)
         for attend, norm_q, norm_m, mlp in zip(self.attention, self.norm_q, self.norm_m, self.mlp, strict=True):
@@ -66,7 +72,8 @@ class FindingQueries(nn.Module):
 class KnowledgeGate(nn.Module):
     """Adds to each finding's evidence what its neighbours in the graph found, through a gate that is zero at the start.
 
-    gate_f = tanh(a_f + w . [evidence_f, message_f]), with a = 0 and w = 0 at the start; token_f = evidence_f + gate_f * message_f.
+    gate_f = tanh(a_f + w . [evidence_f, message_f]), with a = 0 and w = 0 at the start; token_f = evidence_f + gate_f
+    * message_f.
     Whom a finding hears follows from the encoded graph: a softmax over node similarity, itself left out.
     """
 
@@ -83,7 +90,9 @@ class KnowledgeGate(nn.Module):
         """(B, F, D), (F, D) -> tokens (B, F, D), gate (B, F), neighbours (F, F)."""
         similarity = self.query(nodes) @ self.key(nodes).T * nodes.shape[1] ** -0.5  # (F, F)
         if len(nodes) > 1:
-            similarity = similarity.masked_fill(torch.eye(len(nodes), dtype=torch.bool, device=nodes.device), float("-inf"))
+            similarity = similarity.masked_fill(
+                torch.eye(len(nodes), dtype=torch.bool, device=nodes.device), float("-inf")
+            )
         neighbours = similarity.softmax(-1)
         message = neighbours @ self.message(evidence) + self.node(nodes)  # (B, F, D)
         gate = torch.tanh(self.bias + self.weight(torch.cat([evidence, message], dim=-1)).squeeze(-1))  # (B, F)
@@ -109,7 +118,8 @@ class FindingHead(nn.Module):
 
 
 class ConceptAlignment(nn.Module):
-    """Similarity of each finding's evidence to what a report would say of it, present or absent, in the language model's words.
+    """Similarity of each finding's evidence to what a report would say of it, present or absent, in the language
+    model's words.
 
     Args:
         dim: D. texts: (2F, L) word embeddings of "term" for each label, then of "no term".

@@ -1,9 +1,9 @@
 """Graph encoder: relation-aware attention over the knowledge graph.
 
-Every concept attends to the concepts that point at it; the key and the value of a neighbour are shifted by the relation through which it
-is seen, and the edge's weight enters as log(weight) before the softmax (relational graph attention: Busbridge et al. 2019,
-arXiv:1904.05811, with the relation-shifted keys of Shaw et al. 2018). Each edge is also walked backwards, as a relation of its own, and each
-concept sees itself.
+Every concept attends to the concepts that point at it; the key and the value of a neighbour are shifted by the
+relation through which it is seen, and the edge's weight enters as log(weight) before the softmax (relational graph
+attention: Busbridge et al. 2019, arXiv:1904.05811, with the relation-shifted keys of Shaw et al. 2018). Each edge is
+also walked backwards, as a relation of its own, and each concept sees itself.
 
 Shapes: N concepts, E edges (both directions and self loops), D width, h heads, R relations.
 """
@@ -26,7 +26,9 @@ class GraphLayer(nn.Module):
         self.relation_value = nn.Parameter(torch.randn(relations, dim) * 0.02)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
 
-    def forward(self, x: Tensor, source: Tensor, target: Tensor, relation: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, source: Tensor, target: Tensor, relation: Tensor, log_weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(N, D) -> (N, D) and the attention of each edge, mean over heads: (E,)."""
         y = self.norm_1(x)
         shape = (-1, self.heads, x.shape[1] // self.heads)
@@ -51,7 +53,8 @@ class GraphEncoder(nn.Module):
     """Encodes every concept in the light of its neighbours.
 
     Args:
-        nodes: N. edges: (source, target, relation index, weight in (0, 1]) of each edge, once. relations: how many kinds there are.
+        nodes: N. edges: (source, target, relation index, weight in (0, 1]) of each edge, once. relations: how many
+            kinds there are.
         dim: D. layers, heads, dropout: of the attention.
     """
 
@@ -61,7 +64,14 @@ class GraphEncoder(nn.Module):
     log_weight: Tensor
 
     def __init__(
-        self, nodes: int, edges: list[tuple[int, int, int, float]], relations: int, dim: int, layers: int, heads: int, dropout: float
+        self,
+        nodes: int,
+        edges: list[tuple[int, int, int, float]],
+        relations: int,
+        dim: int,
+        layers: int,
+        heads: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.embedding = nn.Parameter(torch.randn(nodes, dim) * 0.2)

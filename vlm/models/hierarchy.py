@@ -1,8 +1,9 @@
 """Hierarchical attention: what matters within a scale, then what the scales tell one another.
 
-Within a scale: channel attention (squeeze and excitation, Hu et al. 2018, with mean and maximum) and spatial attention (CBAM, Woo
-et al. 2018). Across scales: every scale is pooled to one grid, all tokens of all scales attend to each other, and what comes back
-is added to each map through a gate that starts at zero, so that step 0 leaves the pretrained features as they are. Pooling keeps
+Within a scale: channel attention (squeeze and excitation, Hu et al. 2018, with mean and maximum) and spatial attention
+(CBAM, Woo et al. 2018). Across scales: every scale is pooled to one grid, all tokens of all scales attend to each
+other, and what comes back is added to each map through a gate that starts at zero, so that step 0 leaves the
+pretrained features as they are. Pooling keeps
 the cost fixed: (scales * grid^2)^2, whatever the image's size.
 
 Shapes: B images, C channels in, D width, H W pixels at a scale, G grid, S scales.
@@ -18,7 +19,8 @@ from torch.nn import functional as F
 
 
 def sine_positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """Sine and cosine of both coordinates: (height * width, dim). Coordinates run from 0 to 1, so sizes are comparable."""
+    """Sine and cosine of both coordinates: (height * width, dim). Coordinates run from 0 to 1, so sizes are
+    comparable."""
     quarter = dim // 4
     frequency = math.pi * 2.0 ** torch.linspace(0, 5, quarter, device=device)
     y = (torch.arange(height, device=device) + 0.5) / height
@@ -31,15 +33,16 @@ def sine_positions(height: int, width: int, dim: int, device: torch.device | Non
 
 
 class ScaleAttention(nn.Module):
-    """Channel, then spatial attention within one scale. Both are multiplications by 2 * sigmoid, which is 1 at the start."""
+    """Channel, then spatial attention within one scale. Both are multiplications by 2 * sigmoid, which is 1 at the
+    start."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.channel = nn.Sequential(nn.Linear(dim, dim // 4), nn.GELU(), nn.Linear(dim // 4, dim))
+        last = nn.Linear(dim // 4, dim)
+        self.channel = nn.Sequential(nn.Linear(dim, dim // 4), nn.GELU(), last)
         self.spatial = nn.Conv2d(2, 1, kernel_size=7, padding=3)
-        for layer in (self.channel[-1], self.spatial):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*last.parameters(), *self.spatial.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, D, H, W)."""
@@ -74,7 +77,16 @@ class HierarchicalAttention(nn.Module):
         enabled: False leaves the projections alone, for ablations.
     """
 
-    def __init__(self, channels: tuple[int, ...], dim: int, layers: int, heads: int, grid: int, dropout: float, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        dim: int,
+        layers: int,
+        heads: int,
+        grid: int,
+        dropout: float,
+        enabled: bool = True,
+    ) -> None:
         super().__init__()
         self.project = nn.ModuleList(nn.Conv2d(c, dim, kernel_size=1) for c in channels)
         self.norm = nn.ModuleList(nn.GroupNorm(8, dim) for _ in channels)

@@ -1,7 +1,7 @@
 """The language model: any Hugging Face causal LM, frozen, with a PEFT adapter, reading a prefix of embeddings.
 
-A folder is loaded as it is, with no network; a name that is not a folder is a hub id, which the user chose by naming it. No remote code
-is run and no pickle is read (safetensors only).
+A folder is loaded as it is, with no network; a name that is not a folder is a hub id, which the user chose by naming
+it. No remote code is run and no pickle is read (safetensors only).
 
 Shapes: B studies, P prefix tokens, N prompt tokens, R report tokens, L the model's width.
 """
@@ -16,6 +16,8 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+SHIPPED_LANGUAGE = Path(__file__).parents[1] / "pretrained" / "language"
+
 UNWRITTEN = "XXXX"
 """The de-identifier's mark: read where a text holds it, never learnt, never written."""
 
@@ -24,11 +26,12 @@ def load_language_model(path: str, revision: str | None = None) -> tuple[PreTrai
     """Loads a causal LM and its tokenizer.
 
     Args:
-        path: a folder, or a hub id. revision: of a hub id.
+        path: a folder, a hub id, or "shipped" for the small decoder that comes with this package. revision: of a hub id.
 
     Raises:
         ValueError: a folder that holds no causal LM, or a hub id that cannot be had.
     """
+    path = str(SHIPPED_LANGUAGE) if path == "shipped" else path
     folder = Path(path)
     local = folder.is_dir()
     if not local and (path.startswith((".", "/")) or path.count("/") > 1 or path.startswith("runs/")):
@@ -42,7 +45,9 @@ def load_language_model(path: str, revision: str | None = None) -> tuple[PreTrai
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a causal language model that transformers can load: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(
+            f"{path}: not a causal language model that transformers can load: {' '.join(str(error).split())[:300]}"
+        ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.eos_token_id is None:
@@ -50,7 +55,9 @@ def load_language_model(path: str, revision: str | None = None) -> tuple[PreTrai
     return model, tokenizer
 
 
-def add_adapter(model: PreTrainedModel, r: int, alpha: float, dropout: float, targets: tuple[str, ...] | None) -> nn.Module:
+def add_adapter(
+    model: PreTrainedModel, r: int, alpha: float, dropout: float, targets: tuple[str, ...] | None
+) -> nn.Module:
     """Freezes the model and wraps it with LoRA (Hu et al. 2021, arXiv:2106.09685); its B matrices start at zero.
 
     Raises:
@@ -80,7 +87,7 @@ class LanguageModel(nn.Module):
     @property
     def width(self) -> int:
         """L."""
-        return int(self.embedding.weight.shape[1])
+        return int(self.embedding.weight.shape[1])  # type: ignore[index, union-attr]
 
     @property
     def embedding(self) -> nn.Module:
@@ -91,7 +98,9 @@ class LanguageModel(nn.Module):
         """(B, N) -> (B, N, L)."""
         return self.embedding(ids)  # type: ignore[no-any-return]
 
-    def forward(self, prefix: Tensor, prefix_mask: Tensor, report_ids: Tensor, report_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, prefix: Tensor, prefix_mask: Tensor, report_ids: Tensor, report_mask: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Logits of the labelled positions alone.
 
         Args:
@@ -106,7 +115,9 @@ class LanguageModel(nn.Module):
         mask = torch.cat([prefix_mask, report_mask], dim=1)
         positions = (mask.long().cumsum(1) - 1).clamp_min(0)
         base = self.backbone()
-        hidden = base(inputs_embeds=inputs, attention_mask=mask.long(), position_ids=positions, use_cache=False).last_hidden_state
+        hidden = base(
+            inputs_embeds=inputs, attention_mask=mask.long(), position_ids=positions, use_cache=False
+        ).last_hidden_state
         # The hidden state before a token predicts it: the last of the prefix predicts the report's first token.
         hidden = hidden[:, prefix.shape[1] - 1 : -1]  # (B, R, L)
         index = (labels.flatten() != -100).nonzero(as_tuple=True)[0]

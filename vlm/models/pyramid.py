@@ -1,7 +1,7 @@
 """Feature pyramid: coarse meaning flows down to fine maps (Lin et al. 2017, arXiv:1612.03144).
 
-Departs from the paper: inputs have one width already (hierarchical attention projected them), and the smoothing convolutions are
-depthwise-separable, which costs an eighth and loses nothing measurable at this width.
+Departs from the paper: inputs have one width already (hierarchical attention projected them), and the smoothing
+convolutions are depthwise-separable, which costs an eighth and loses nothing measurable at this width.
 
 Shapes: B images, D width, H W pixels at a scale.
 """
@@ -13,9 +13,12 @@ from torch.nn import functional as F
 
 
 def separable_conv(dim: int) -> nn.Sequential:
-    """Depthwise 3x3, pointwise 1x1, group norm, GELU: (B, D, H, W) -> (B, D, H, W)."""
+    """Depthwise 3x3, pointwise 1x1, group norm, ReLU: (B, D, H, W) -> (B, D, H, W)."""
     return nn.Sequential(
-        nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False), nn.Conv2d(dim, dim, 1, bias=False), nn.GroupNorm(8, dim), nn.GELU()
+        nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False),
+        nn.Conv2d(dim, dim, 1, bias=False),
+        nn.GroupNorm(8, dim),
+        nn.ReLU(inplace=True),
     )
 
 

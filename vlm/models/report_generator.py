@@ -1,6 +1,8 @@
-"""The figure: images and a graph in, findings, boxes and the next word of the report out. Nothing here knows a config or a data set.
+"""The figure: images and a graph in, findings, boxes and the next word of the report out. Nothing here knows a config
+or a data set.
 
-Shapes: B studies, T images, V views, S scales, G grid, F findings, K box classes, N tokens, D width, L the language model's width.
+Shapes: B studies, T images, V views, S scales, G grid, F findings, K box classes, N tokens, D width, L the language
+model's width.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from vlm.types import CachedFeatures, StudyBatch
 
 @dataclass(slots=True)
 class ImageOutput:
-    """What the image half says: pooled maps (T, G*G, S*D), evidence, detections, and the attention map's size (h, w) of one view."""
+    """What the image half says: pooled maps (T, G*G, S*D), evidence, detections, and the attention map's size (h, w)
+    of one view."""
 
     pooled: Tensor
     evidence: Evidence | None
@@ -111,7 +114,9 @@ class ReportGenerator(nn.Module):
         dense = self.detector(maps) if self.detector is not None and detect else None
         evidence = self.look(maps[self.attention_scale], batch)
         size = maps[self.attention_scale].shape[2:]
-        return ImageOutput(self.bridge.pool(maps), evidence, evidence.logits, evidence.tokens, dense, (size[0], size[1]))
+        return ImageOutput(
+            self.bridge.pool(maps), evidence, evidence.logits, evidence.tokens, dense, (size[0], size[1])
+        )
 
     def look(self, features: Tensor, batch: StudyBatch) -> Evidence:
         """Finding queries over all views: features (T, D, h, w) -> evidence."""
@@ -146,9 +151,11 @@ class ReportGenerator(nn.Module):
 
 
 def by_study(tokens: Tensor, batch: StudyBatch) -> tuple[Tensor, Tensor]:
-    """Tokens by image (T, N, D) -> by study (B, V*N, D) with a mask (B, V*N) that is False where a study has fewer views.
+    """Tokens by image (T, N, D) -> by study (B, V*N, D) with a mask (B, V*N) that is False where a study has fewer
+    views.
 
-    Worked example: studies with 2 and 1 images of N tokens give (2, 2N, D); the mask's second row is N times True, N times False.
+    Worked example: studies with 2 and 1 images of N tokens give (2, 2N, D); the mask's second row is N times True, N
+    times False.
     """
     studies, views = len(batch.ids), int(batch.image_slot.max()) + 1
     out = tokens.new_zeros(studies, views, *tokens.shape[1:])

@@ -1,8 +1,10 @@
 """Multi-resolution image features from any timm model.
 
-A backbone that timm can cut into stages gives them at strides 4, 8, 16, 32. A plain ViT has one resolution: its last map is taken
-to strides 8, 16, 32 by a transposed convolution, identity and pooling (ViTDet, Li et al. 2022, arXiv:2203.16527; here
-without their stride 4, which costs most and which a ViT at stride 16 cannot fill).
+A backbone that timm can cut into stages gives them at strides 4, 8, 16, 32. The map at stride 4 is folded into the one
+at stride 8: each 2x2 block of it becomes channels (pixel unshuffle), so that no detail is lost and what follows works
+on a quarter of the places. A plain ViT has one resolution: its last map is taken to strides 8, 16, 32 by a transposed
+convolution, identity and pooling (ViTDet, Li et al. 2022, arXiv:2203.16527; here without their stride 4, which costs
+most and which a ViT at stride 16 cannot fill).
 
 Shapes: B images, C channels, H W pixels, D width, s stride.
 """
@@ -14,9 +16,10 @@ from pathlib import Path
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-STRIDES = (4, 8, 16, 32)
+STRIDES = (8, 16, 32)
 
 
 class VisionEncoder(nn.Module):
@@ -25,8 +28,8 @@ class VisionEncoder(nn.Module):
     Args:
         backbone: a timm model made with `features_only=True`.
         mean, std: normalisation of grey levels in [0, 1], as the backbone's weights expect.
-        freeze_norm: keeps batch normalisation in evaluation mode, for weights into which it was folded and for small batches.
-        image_size: for a ViT, the square size (pixels) its position embedding was built for; other sizes are interpolated.
+        freeze_norm: keeps batch normalisation in evaluation mode, for weights into which it was folded and for small
+            batches.
     """
 
     def __init__(self, backbone: nn.Module, mean: float, std: float, freeze_norm: bool) -> None:
@@ -37,21 +40,28 @@ class VisionEncoder(nn.Module):
         reductions = backbone.feature_info.reduction()  # type: ignore[union-attr, operator]
         channels = backbone.feature_info.channels()  # type: ignore[union-attr, operator]
         self.pyramid_of_one = SimplePyramid(channels[-1], reductions[-1]) if len(set(reductions)) == 1 else None
-        if self.pyramid_of_one is None:
-            self.keep = [i for i, r in enumerate(reductions) if r in STRIDES]
-            self.strides = tuple(reductions[i] for i in self.keep)
-            self.channels = tuple(channels[i] for i in self.keep)
-        else:
-            self.strides = self.pyramid_of_one.strides
-            self.channels = (channels[-1],) * len(self.strides)
+        if self.pyramid_of_one is not None:
+            self.strides, self.channels = self.pyramid_of_one.strides, (channels[-1],) * 3
+            return
+        at = {r: i for i, r in enumerate(reductions)}
+        if not {8, 16, 32} <= set(at):
+            raise ValueError(f"the vision model gives maps at strides {reductions}; 8, 16 and 32 are needed")
+        self.keep = [at[s] for s in STRIDES]
+        self.finest = at.get(4)
+        own = [channels[i] for i in self.keep]
+        own[0] += 4 * channels[self.finest] if self.finest is not None else 0
+        self.strides, self.channels = STRIDES, tuple(own)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """Grey images (B, 1, H, W) in [0, 1] -> one map (B, C_s, H/s, W/s) a stride, finest first."""
+        """Grey images (B, 1, H, W) in [0, 1] -> one map (B, C_s, H/s, W/s) a stride of 8, 16, 32."""
         x = ((pixel_values - self.mean) / self.std).expand(-1, 3, -1, -1)  # (B, 3, H, W), a view: no copy
         maps = self.backbone(x)
         if self.pyramid_of_one is not None:
-            return self.pyramid_of_one(maps[-1])
-        return [maps[i] for i in self.keep]
+            return self.pyramid_of_one(maps[-1])  # type: ignore[no-any-return]
+        out = [maps[i] for i in self.keep]
+        if self.finest is not None:
+            out[0] = torch.cat([out[0], nn.functional.pixel_unshuffle(maps[self.finest], 2)], dim=1)
+        return out
 
     def train(self, mode: bool = True) -> VisionEncoder:
         """Training mode, but for batch normalisation when it is frozen."""
@@ -64,7 +74,8 @@ class VisionEncoder(nn.Module):
 
 
 class SimplePyramid(nn.Module):
-    """Strides 8, 16, 32 from one map at stride 14 or 16 (a patch of 14 is counted as 16: maps are aligned by size, not stride)."""
+    """Strides 8, 16, 32 from one map at stride 14 or 16 (a patch of 14 is counted as 16: maps are aligned by size, not
+    stride)."""
 
     strides = (8, 16, 32)
 
@@ -84,7 +95,8 @@ def build_backbone(name: str, weights: str | None, options: dict, image_size: in
 
     Args:
         name: any timm model name.
-        weights: a safetensors file of `timm.create_model(name)`, "pretrained" (timm fetches them from its hub), or None.
+        weights: a safetensors file of `timm.create_model(name)`, "pretrained" (timm fetches them from its hub), or
+            None.
         options: keyword arguments of `timm.create_model`.
         image_size: pixels, for models that fix it at construction.
 
@@ -118,9 +130,59 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
     backbone.load_state_dict(state, strict=False)
 
 
-def norm_layers(module: nn.Module) -> list[nn.Module]:
-    """Batch-normalisation layers, whose affine parameters stay fixed when they were folded into convolutions."""
-    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+@torch.no_grad()
+def fold_norms(backbone: nn.Module, image_size: int) -> int:
+    """Folds frozen batch normalisation into the convolution before it: w' = w * g / sqrt(v + eps), b' = b - m * g /
+    sqrt(v + eps).
+
+    Saves a pass over every map, forward and backward, and leaves a bias that can learn. Pairs are found by order of
+    registration and kept only when the folded network answers as before.
+
+    Args:
+        backbone: changed in place. image_size: pixels of the trial image.
+
+    Returns:
+        How many layers were folded; 0 when the order misled and nothing was changed.
+    """
+    trial = torch.linspace(-1, 1, 3 * image_size * image_size).view(1, 3, image_size, image_size).sin()
+    backbone.eval()
+    before = backbone(trial)
+    layers = [(n, m) for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    undo = []
+    for (_, conv), (name, norm) in zip(layers, layers[1:], strict=False):
+        if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and conv.bias is None):
+            continue
+        if conv.out_channels != norm.num_features or norm.running_var is None or norm.running_mean is None:
+            continue
+        parent = backbone.get_submodule(name.rpartition(".")[0]) if "." in name else backbone
+        undo.append((conv, conv.weight.clone(), parent, name.rpartition(".")[2], norm))
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        conv.weight.mul_(scale.view(-1, 1, 1, 1))
+        conv.bias = nn.Parameter((norm.bias - norm.running_mean * scale).clone())
+        # timm's norm layers carry their activation; torch's have none.
+        setattr(parent, name.rpartition(".")[2], norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
+    after = backbone(trial)
+    if all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in zip(before, after, strict=True)
+    ):
+        return len(undo)
+    for conv, weight, parent, name, norm in undo:
+        conv.weight.copy_(weight)
+        conv.bias = None
+        setattr(parent, name, norm)
+    return 0
+
+
+def early_layers(backbone: nn.Module, stages: int) -> list[nn.Parameter]:
+    """Parameters of everything up to the map of the given stage (1 is stride 4 of a convolutional network), found by
+    what a map of that stage depends on. Early layers hold edges and textures, cost most to differentiate, and gain
+    least."""
+    if stages == 0:
+        return []
+    probe = backbone(torch.zeros(1, 3, 64, 64))[stages - 1].sum()
+    wanted = [p for p in backbone.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(probe, wanted, allow_unused=True)
+    return [p for p, g in zip(wanted, gradients, strict=True) if g is not None]
 
 
 @torch.no_grad()
