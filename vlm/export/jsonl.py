@@ -1,0 +1,243 @@
+"""Reports as JSON lines: one object a study, written as it is made, so that an interrupted run is taken up where it stopped.
+
+    {"id", "sections": {"findings", "impression"?}, "text", "findings": [{"label", "probability", "certainty", "side", "boxes"}],
+     "boxes": [{"xyxy", "label", "image", "confidence"}], "sentences": [{"text", "section", "labels", "boxes", "status",
+     "confidence"}], "images": [{"file", "view", "modality", "width", "height"}], "unmet": [...], "run"?}
+
+`text` is the findings section, or the impression where there is no findings section: what text metrics score. Boxes are in
+pixels of the image as displayed (`vlm.types`). `run` says which checkpoint and settings wrote the line. Of a file's path only its
+name is kept. A study that failed is `{"id", "error"}` in a file of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, cast
+
+from knowledge.ontology import Certainty
+from vlm.types import SECTIONS, Box, Finding, InputError, Report, Sentence, Study
+
+DECIMALS = 4
+"""Digits kept of probabilities; boxes keep two (hundredths of a pixel)."""
+
+
+def _number(value: float | None, digits: int = DECIMALS) -> float | None:
+    return None if value is None else round(float(value), digits)
+
+
+def report_to_dict(report: Report, study: Study | None = None, run: str | None = None) -> dict[str, Any]:
+    """A report as plain JSON values (keys: the module's docstring).
+
+    Args:
+        report: what the pipeline returned.
+        study: its study, for the list of images; None leaves the list empty.
+        run: what identifies the checkpoint and the settings; None leaves the key out.
+    """
+    sections = {name: report.sections[name] for name in SECTIONS if name in report.sections}
+    row: dict[str, Any] = {
+        "id": report.study_id,
+        "sections": sections,
+        "text": sections.get("findings") or sections.get("impression") or "",
+        "findings": [
+            {
+                "label": f.label,
+                "probability": _number(f.probability),
+                "certainty": None if f.certainty is None else str(f.certainty),
+                "side": f.side,
+                "boxes": list(f.boxes),
+            }
+            for f in report.findings
+        ],
+        "boxes": [
+            {
+                "xyxy": [round(float(v), 2) for v in b.xyxy],
+                "label": b.label,
+                "image": b.image,
+                "confidence": _number(b.confidence),
+            }
+            for b in report.boxes
+        ],
+        "sentences": [
+            {
+                "text": s.text,
+                "section": s.section,
+                "labels": list(s.labels),
+                "boxes": list(s.boxes),
+                "status": s.status,
+                "confidence": _number(s.confidence),
+            }
+            for s in report.sentences
+        ],
+        "images": [] if study is None else [_image_to_dict(study, index) for index in range(len(study.images))],
+        "unmet": list(report.unmet),
+    }
+    if run is not None:
+        row["run"] = run
+    return row
+
+
+def _image_to_dict(study: Study, index: int) -> dict[str, Any]:
+    image = study.images[index]
+    height, width = image.pixels.shape if image.pixels is not None else (None, None)
+    return {
+        "file": None if image.path is None else image.path.name,
+        "view": None if image.view is None else str(image.view),
+        "modality": None if image.modality is None else str(image.modality),
+        "width": width,
+        "height": height,
+    }
+
+
+def report_from_dict(row: Mapping[str, Any]) -> Report:
+    """The report that `report_to_dict` wrote, without attention maps.
+
+    Raises:
+        InputError: a key is missing or of the wrong kind.
+    """
+    try:
+        return Report(
+            study_id=str(row["id"]),
+            sections={str(k): str(v) for k, v in row["sections"].items()},
+            sentences=tuple(
+                Sentence(
+                    s["text"],
+                    s["section"],
+                    tuple(s["labels"]),
+                    tuple(s["boxes"]),
+                    cast(Literal["supported", "unsupported", "contradicted"], s["status"]),
+                    s["confidence"],
+                )
+                for s in row.get("sentences", ())
+            ),
+            findings=tuple(
+                Finding(
+                    f["label"],
+                    None if f["certainty"] is None else Certainty(f["certainty"]),
+                    f["probability"],
+                    f["side"],
+                    tuple(f["boxes"]),
+                )
+                for f in row.get("findings", ())
+            ),
+            boxes=tuple(
+                Box(tuple(map(float, b["xyxy"])), b["label"], b["image"], b["confidence"])  # type: ignore[arg-type]
+                for b in row.get("boxes", ())
+            ),
+            unmet=tuple(row.get("unmet", ())),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"report {row.get('id', '?')!r}: not a line that vlm generate writes ({error!r})") from error
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds one JSON line and hands it to the operating system before it returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_report(path: Path, report: Report, study: Study | None = None, run: str | None = None) -> None:
+    """Adds one report to a JSON lines file; the file is made when it is absent."""
+    append_line(path, report_to_dict(report, study, run))
+
+
+def read_rows(path: Path, torn_tail: bool = False) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON lines file, one by one.
+
+    Args:
+        torn_tail: pass over a last line that is cut off, as a killed run leaves it.
+
+    Raises:
+        InputError: the file is absent, or a line is not a JSON object with an "id"; says which line.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                if torn_tail and not line.endswith("\n"):
+                    return
+                raise InputError(f"{path}, line {number}: not JSON ({error.msg}); remove or repair the line") from error
+            if not isinstance(row, dict) or "id" not in row:
+                raise InputError(f'{path}, line {number}: expected an object with an "id", one a study')
+            yield row
+
+
+def read_reports(path: Path) -> list[Report]:
+    """All reports of a file that `vlm generate` wrote, in its order."""
+    return [report_from_dict(row) for row in read_rows(path)]
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a JSON lines file whole: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """The process's umask; the system has no call that reads it without setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class ResumableFile:
+    """A JSON lines file that grows line by line, and whose next run goes on after the last whole line.
+
+    Args:
+        path: file to write; its folder is made.
+        run: what identifies this run's checkpoint and settings. Lines of another run are never mixed in.
+        overwrite: start anew.
+
+    Raises:
+        InputError: the file holds lines of another run, and `overwrite` is not set.
+    """
+
+    def __init__(self, path: Path, run: str, overwrite: bool = False) -> None:
+        self.path = path
+        self.run = run
+        kept: list[dict[str, Any]] = []
+        if path.exists() and not overwrite:
+            kept = list(read_rows(path, torn_tail=True))
+            if any(row.get("run") != run for row in kept):
+                raise InputError(
+                    f"{path}: holds reports of another checkpoint or of other settings; "
+                    "choose another --out, or replace them with --overwrite"
+                )
+        self.done: set[str] = {str(row["id"]) for row in kept}
+        write_rows(path, kept)
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a line, marked with the run, and hands it to the operating system at once."""
+        self._file.write(json.dumps({**row, "run": self.run}, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+        self.done.add(str(row["id"]))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> ResumableFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
