@@ -1,0 +1,140 @@
+"""Which layouts of data sets are read, and how one is told from another: one small dict.
+
+`read_studies(path)` looks at the path and picks the first layout of `FORMATS` whose detector says yes; the general ones
+(a list, a folder, a file) come last.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm.data.folders import read_folder, read_image_file
+from vlm.data.openi import read_openi, read_r2gen
+from vlm.types import InputError, Study
+
+HEAD = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one kind of data set is read.
+
+    Args:
+        name: the value of `format`.
+        read: path -> studies.
+        detect: whether a path looks like this layout; reads no more than names and the head of one file.
+        summary: one line for people.
+        example: what the tree looks like.
+    """
+
+    name: str
+    read: Callable[[Path], list[Study]]
+    detect: Callable[[Path], bool]
+    summary: str
+    example: str
+
+
+def read_studies(path: Path, format: str = "auto", split: str | None = None) -> list[Study]:
+    """Reads a data set, a folder or a file as studies; pixels stay on disk until `load_image`.
+
+    Args:
+        path: file or folder.
+        format: name in `FORMATS`; "auto" to tell it from the path.
+        split: keep this split only, "train", "val", "test" or what the data set calls its own.
+
+    Returns:
+        Studies in the data set's order.
+
+    Raises:
+        InputError: unknown format, path absent, a broken file (named), no study at all, or none in the split.
+    """
+    path = Path(path)
+    layout = layout_of(path, format)
+    studies = layout.read(path)
+    if not studies:
+        raise InputError(f"{path}: holds no study with an image (read as {layout.name!r})")
+    if split is None:
+        return studies
+    chosen = [s for s in studies if s.split == split]
+    if not chosen:
+        there = Counter(s.split or "without a split" for s in studies)
+        listed = ", ".join(f"{name} ({n})" for name, n in there.most_common(8))
+        raise InputError(f"{path}: has no study in split {split!r}; it has {listed}")
+    return chosen
+
+
+def layout_of(path: Path, format: str = "auto") -> Layout:
+    """The layout with this name, or, for "auto", the first that recognises the path.
+
+    Raises:
+        InputError: unknown name, absent path, or a file of a kind that is not read.
+    """
+    if format != "auto" and format not in FORMATS:
+        raise InputError(f"format {format!r} is not known; choose auto, {', '.join(FORMATS)}")
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if format != "auto":
+        return FORMATS[format]
+    for layout in FORMATS.values():
+        if layout.detect(path):
+            return layout
+    raise InputError(f"{path}: no layout recognises it; give the format by name: {', '.join(FORMATS)}")
+
+
+def _has(*names: str) -> Callable[[Path], bool]:
+    """Detects a folder that holds all of these entries."""
+    return lambda path: path.is_dir() and all((path / name).exists() for name in names)
+
+
+def _head(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(HEAD).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _is_r2gen(path: Path) -> bool:
+    if path.is_dir():
+        return any((path / n).is_file() for n in ("annotation.json", "r2gen_annotation.json"))
+    return path.suffix.lower() == ".json" and re.search(r'"image_path"\s*:', _head(path)) is not None
+
+
+FORMATS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout(
+            "openi",
+            read_openi,
+            _has("indiana_reports.csv", "indiana_projections.csv"),
+            "Indiana University chest X-rays (Open-i) as downloaded; splits from R2Gen's annotation file beside them",
+            "openi/\n  indiana_reports.csv  indiana_projections.csv  [annotation.json]  images/images_normalized/*.png",
+        ),
+        Layout(
+            "r2gen",
+            read_r2gen,
+            _is_r2gen,
+            "R2Gen's split file with reports and images",
+            "iu_xray/\n  annotation.json  images/CXR1000_IM-0003/{0,1}.png",
+        ),
+        Layout(
+            "image",
+            read_image_file,
+            Path.is_file,
+            "one PNG, JPEG, TIFF, DICOM or NIfTI file",
+            "scan.dcm",
+        ),
+        Layout(
+            "folder",
+            read_folder,
+            Path.is_dir,
+            "a folder of images: each a study; a_frontal.png + a_lateral.png and small subfolders belong together",
+            "scans/\n  a_frontal.png  a_lateral.png  b.dcm  case7/{1,2}.png",
+        ),
+    )
+}
+"""Layouts by name, the particular before the general: auto-detection takes the first that recognises a path."""
