@@ -284,7 +284,7 @@ class _Beams:
         scores = logprobs + self.scores[:, :, None]
         flat = None
         if self.tracker is not None and self.tracked is not None:
-            scores = scores.masked_fill(~allowed, -math.inf) + self.tracker.bonus(self.tracked, tracked)
+            scores = scores.masked_fill(~allowed, -math.inf) + self.tracker.bonus(self.tracked, tracked, tokens)
             flat = tracked.flatten()
         beams = torch.arange(scores.shape[1], device=scores.device)[None, :, None].expand_as(tokens)
         running = logprobs + self.logprobs[:, :, None]

@@ -26,6 +26,7 @@ from vlm.generation.negation import (
     OPEN,
     PLAIN,
     REQUIRED,
+    UNDENIED,
     AssertionAutomaton,
     Negation,
     compile_negation,
@@ -128,6 +129,7 @@ def compile_constraints(
     negation = constraints.negation
     groups: list[tuple[list[bytes], int, int]] = [
         (forbidden, FORBIDDEN, 0),
+        (sorted({_trim(term) for entry in constraints.must_not_deny for term in entry.terms}), UNDENIED, 0),
         ([fold(word.encode()) for word in negation.before], OPEN, 0),
         ([fold(word.encode()) for word in negation.stop], CLOSE, 0),
     ]

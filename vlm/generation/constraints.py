@@ -63,6 +63,7 @@ class Constraints:
     Args:
         must_appear: at least one term of each set.
         must_not_assert: no term of any set, unless it is negated.
+        must_not_deny: no negated mention of any set ("no effusion" beside a required effusion); always hard.
         repeat_sentences: False forbids a sentence that was written before (letters and digits compared).
         negation: the words that negate.
 
@@ -72,6 +73,7 @@ class Constraints:
 
     must_appear: tuple[TermSet, ...] = ()
     must_not_assert: tuple[TermSet, ...] = ()
+    must_not_deny: tuple[TermSet, ...] = ()
     repeat_sentences: bool = True
     negation: Negation = field(default_factory=Negation)
 
@@ -79,7 +81,12 @@ class Constraints:
         sets = self.must_appear + self.must_not_assert
         if len(self.must_appear) + sum(entry.weight is not None for entry in self.must_not_assert) > MOST_SETS:
             raise InputError(f"{len(sets)} sets of terms: at most {MOST_SETS} that must appear or have a weight")
-        for group, entries in (("must_appear", self.must_appear), ("must_not_assert", self.must_not_assert)):
+        groups = {
+            "must_appear": self.must_appear,
+            "must_not_assert": self.must_not_assert,
+            "must_not_deny": self.must_not_deny,
+        }
+        for group, entries in groups.items():
             names = [entry.name for entry in entries]
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
@@ -92,6 +99,8 @@ class Constraints:
             "must_not_assert": [_write(entry) for entry in self.must_not_assert],
             "repeat_sentences": self.repeat_sentences,
         }
+        if self.must_not_deny:
+            data["must_not_deny"] = [_write(entry) for entry in self.must_not_deny]
         if self.negation != Negation():
             data["negation"] = self.negation.to_dict()
         return json.dumps(data, ensure_ascii=False, indent=1)
@@ -109,7 +118,7 @@ class Constraints:
             raise InputError(f"constraints are not JSON: {error}") from error
         if not isinstance(data, dict):
             raise InputError("constraints: expected a JSON object")
-        known = {"must_appear", "must_not_assert", "repeat_sentences", "negation"}
+        known = {"must_appear", "must_not_assert", "must_not_deny", "repeat_sentences", "negation"}
         unknown = sorted(set(data) - known)
         if unknown:
             raise InputError(f"constraints have an unknown key {unknown[0]!r}: known are {', '.join(sorted(known))}")
@@ -119,6 +128,7 @@ class Constraints:
         return cls(
             tuple(_read(entry, "must_appear") for entry in _list(data, "must_appear")),
             tuple(_read(entry, "must_not_assert") for entry in _list(data, "must_not_assert")),
+            tuple(_read(entry, "must_not_deny") for entry in _list(data, "must_not_deny")),
             repeat,
             Negation.from_dict(data.get("negation", {})),
         )

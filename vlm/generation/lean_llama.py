@@ -1,11 +1,13 @@
-"""A short way through Llama-shaped decoders: packed weights, fused projections, static buffers, the tree cache read in place.
+"""A short way through Llama-shaped decoders: packed weights, fused projections, static buffers, the tree cache read in
+place.
 
-It computes what transformers' `LlamaForCausalLM.forward` computes, from the same weights (adapters of LoRA added to them), and is
-used by `beam_search` when the model is one; everything else goes through its own forward. On the CPU the matrices are repacked once
-for oneDNN, which at the few rows of a beam search is two to three times faster than the library's product; the packed copy is kept
-as long as the weights don't change.
+It computes what transformers' `LlamaForCausalLM.forward` computes, from the same weights (adapters of LoRA added to
+them), and is used by `beam_search` when the model is one; everything else goes through its own forward. On the CPU the
+matrices are repacked once for oneDNN, which at the few rows of a beam search is two to three times faster than the
+library's product; the packed copy is kept as long as the weights don't change.
 
-Shapes: `B` studies, `K` beams, `n` tokens of a pass, `S` slots, `H` heads, `E` width of a head, `D` width, `V` vocabulary.
+Shapes: `B` studies, `K` beams, `n` tokens of a pass, `S` slots, `H` heads, `E` width of a head, `D` width, `V`
+vocabulary.
 """
 
 from __future__ import annotations
@@ -195,7 +197,9 @@ class LeanLlamaStepper(HuggingFaceStepper):
         length = x.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         visible = causal & self.attention_mask.bool()[:, None]  # (B, N, N)
-        visible = visible | torch.eye(length, dtype=torch.bool, device=x.device)  # padding sees itself, so no row is empty
+        visible = visible | torch.eye(
+            length, dtype=torch.bool, device=x.device
+        )  # padding sees itself, so no row is empty
         hidden = self._blocks(x.to(self.dtype), positions, self._additive(visible[:, None]), last=True)
         return self._logits(hidden[:, 0])
 

@@ -20,10 +20,11 @@ import numpy as np
 from vlm.generation.automaton import fold, is_word
 from vlm.types import InputError
 
-OPEN, CLOSE, FORBIDDEN, REQUIRED = 1, 2, 4, 8
-"""Events, as bits: a trigger ended, a scope ended, a forbidden term ended, a term that must be asserted ended."""
+OPEN, CLOSE, FORBIDDEN, REQUIRED, UNDENIED = 1, 2, 4, 8, 16
+"""Events, as bits: a trigger ended, a scope ended, a forbidden term ended, a term that must be asserted ended,
+a term that must not be denied ended."""
 
-EVENTS = 16
+EVENTS = 32
 SPACE, STOP, MARK, WORD, PADDING = 36, 37, 38, 39, 40
 """Classes of bytes; 0 to 35 are letters and digits, WORD is every byte beyond ASCII."""
 CLASSES = 41
@@ -175,7 +176,7 @@ def _scope(negated: bool, event: int) -> np.ndarray:
     after = (bool(event & OPEN) or negated) and not event & CLOSE
     row[[SPACE, MARK]] = NEGATED if after else PLAIN
     row[STOP] = PLAIN
-    if event & FORBIDDEN and not negated:
+    if (event & FORBIDDEN and not negated) or (event & UNDENIED and negated):
         row[[SPACE, MARK, STOP]] = BROKEN
     return row
 

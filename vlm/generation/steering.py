@@ -2,7 +2,7 @@
 
 | probability of a finding | constraint |
 |---|---|
-| at or above its upper threshold | one of its terms must appear, as an assertion |
+| at or above its upper threshold | one of its terms must appear, as an assertion, and none may be denied |
 | at or below its lower threshold | no term of it may be asserted; "no pneumothorax" stays allowed |
 | between | soft: a term is worth `softness` * log-odds against the middle of the two, as a bonus or a penalty |
 
@@ -122,10 +122,13 @@ def steer(
     required = [label for _, label in sorted(must, key=lambda pair: -pair[0])[:most]]
     allowed = frozenset(label for _, label in must) | frozenset(unsure)
     forbidden = [TermSet(label, terms) for label in never if (terms := wording.betraying(label, allowed))]
+    # What must appear must not be denied either, in so many words or by a normal state of the same part.
+    normal = [TermSet(f"{label} normal", terms) for label in required if (terms := wording.denying(label))]
     return Constraints(
         must_appear=_required(required, wording, forbidden)
         + _soft(unsure, probabilities, cuts, wording, softness, sign=1),
-        must_not_assert=tuple(forbidden) + _soft(unsure, probabilities, cuts, wording, softness, sign=-1),
+        must_not_assert=(*forbidden, *normal) + _soft(unsure, probabilities, cuts, wording, softness, sign=-1),
+        must_not_deny=tuple(TermSet(label, wording.names(label)) for label in required),
         repeat_sentences=False,
         negation=wording.negation,
     )

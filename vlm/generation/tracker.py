@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vlm.generation.automaton import AFTER_SPACE, fold, is_word
 from vlm.generation.compiling import CompiledConstraints
-from vlm.generation.negation import BROKEN, FORBIDDEN, PADDING, PLAIN, SPACE, STOP
+from vlm.generation.negation import BROKEN, FORBIDDEN, PADDING, PLAIN, SPACE, STOP, UNDENIED
 from vlm.types import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +34,17 @@ PRIME = 1_099_511_628_211
 
 CLOSING = 2
 """Tokens kept free, where the length allows it, to end the sentence that holds the last required term."""
+
+GLUED = -10.0
+"""Nats for denying a required term, which only another ending of the word can save ("no effusion" -> "no
+effusionable"), and for
+such an ending: a way out, but only where there is no other."""
+
+CAUGHT = -5.0
+"""Nats for writing a forbidden term that a denial must follow ("effusion is not seen")."""
+
+LAST_CALL = 16
+"""Tokens before the last moment from which on a new sentence must begin with a missing required term."""
 
 PLAUSIBLE = -5.0
 """Log probability from which on a required term may begin inside a sentence; at a sentence's start it always may."""
@@ -104,7 +115,7 @@ class Tracker:
         )
         self.remembers = bool(self.no_repeat.any())
         self.has_sets = any(entry.names for entry in distinct)
-        self.forbids = bool((self.events & FORBIDDEN).any())
+        self.forbids = bool((self.events & (FORBIDDEN | UNDENIED)).any())
         self.has_soft = any(entry.weights.any() for entry in distinct)
 
     def _tensor(self, array: Any, dtype: torch.dtype = torch.long) -> Tensor:
@@ -177,6 +188,14 @@ class Tracker:
         self.token_hash = torch.from_numpy(hashes.view(np.int64)).to(self.device)
         self.token_power = torch.from_numpy(powers.view(np.int64)).to(self.device)
         self.ends_sentence = self._tensor(np.isin(matrix, [ord(char) for char in ".!?\n"]).any(1), torch.bool)
+        letters = np.array(
+            [next((chr(byte) for byte in row if byte < 128 and chr(byte).isalpha()), "A") for row in matrix]
+        )
+        capital = np.char.isupper(letters)
+        self.may_open = self._tensor(
+            capital if capital[self.lengths.cpu().numpy() > 0].mean() > 0.01 else capital | True, torch.bool
+        )
+        self.begins_in_word = self._tensor([row[0] < 256 and is_word(int(row[0])) for row in matrix], torch.bool)
         self.is_end = torch.zeros(len(matrix), dtype=torch.bool, device=self.device)
         self.is_end[ends] = True
 
@@ -260,7 +279,9 @@ class Tracker:
         banned = banned & ~self.free[:, None, None]
         allowed = ~banned
         if self.has_must or self.forbids:
-            allowed = self._in_time(after, missing, allowed, self._apt(state, after, logprobs), step)
+            allowed = self._in_time(
+                state, after, missing, allowed, self._apt(state, after, tokens, logprobs), tokens, step
+            )
         return after, allowed, banned
 
     def _walk(self, state: Tracked, pieces: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -314,13 +335,16 @@ class Tracker:
         saved = self.saved[self.row_of[self._meaning(state.terms)]].masked_fill(open_sets == 0, -1e9).amax(-1)
         return torch.where(missing == 0, 0.0, torch.where(usable, need - saved, need + 1))
 
-    def _apt(self, before: Tracked, after: Tracked, logprobs: Tensor) -> Tensor:
+    def _apt(self, before: Tracked, after: Tracked, tokens: Tensor, logprobs: Tensor) -> Tensor:
         """Offers (B, K, M) that don't begin a missing required term where the model finds it absurd."""
         missing = (self.hard[:, None] & ~before.met & ~self.inside[self._meaning(before.terms)])[:, :, None]
         begins = missing & (self.inside[self._meaning(after.terms)] | self._pending(after))
-        return (begins == 0) | (logprobs >= PLAUSIBLE) | (before.sentence == 0)[:, :, None]
+        at_start = (before.sentence == 0)[:, :, None] & self.may_open[tokens]
+        return (begins == 0) | (logprobs >= PLAUSIBLE) | at_start
 
-    def _in_time(self, after: Tracked, missing: Tensor, allowed: Tensor, apt: Tensor, step: int) -> Tensor:
+    def _in_time(
+        self, before: Tracked, after: Tracked, missing: Tensor, allowed: Tensor, apt: Tensor, tokens: Tensor, step: int
+    ) -> Tensor:
         """Refuse offers behind which the missing terms no longer fit, each in a sentence of its own if the length
         allows that.
 
@@ -328,18 +352,32 @@ class Tracker:
         """
         left = self.settings.max_new_tokens - step - 1  # tokens behind this one
         rules = [allowed & apt]
-        if left <= self.total_cost + self.max_level // 2 + 1 + CLOSING + self.longest_denial:
+        if left <= self.total_cost + self.max_level // 2 + 1 + CLOSING + max(self.longest_denial, LAST_CALL):
             missing = missing & ~self._pending(after)
             need = self._need(after, missing) + self._denial_need(after, missing)
             stops = ((missing[..., None] >> self.bits) & 1).sum(-1) - (after.sentence == 0).long()
             idle = need == 0
             in_comfort = (need + stops + CLOSING <= left) | idle
             in_time = (need <= left) | idle
-            rules = [allowed & apt & in_comfort, allowed & in_comfort, allowed & in_time, *rules]
+            late = need + stops + CLOSING + LAST_CALL > left
+            strays = (before.sentence == 0)[:, :, None] & ~self._goes_on(after, missing)
+            strays = strays & late & (missing != 0)
+            rules = [
+                allowed & apt & in_comfort & ~strays,
+                allowed & apt & in_comfort,
+                allowed & in_comfort,
+                allowed & in_time,
+                *rules,
+            ]
         chosen = allowed
         for rule in reversed(rules):
             chosen = torch.where(rule.any(-1, keepdim=True), rule, chosen)
         return chosen
+
+    def _goes_on(self, state: Tracked, missing: Tensor) -> Tensor:
+        """Whether a missing required term is under way, by however few letters."""
+        open_sets = (missing[..., None] >> self.bits) & 1
+        return ((self.saved[self.row_of[self._meaning(state.terms)]] > 0) & (open_sets > 0)).any(-1)
 
     def _denial_need(self, state: Tracked, missing: Tensor) -> Tensor:
         """Tokens to the end of the denial that a forbidden term asks for.
@@ -348,8 +386,7 @@ class Tracker:
         term.
         """
         plain = self.plain[state.assertion]
-        open_sets = (missing[..., None] >> self.bits) & 1
-        goes_on = ((self.saved[self.row_of[self._meaning(state.terms)]] > 0) & (open_sets > 0)).any(-1)
+        goes_on = self._goes_on(state, missing)
         term_ends = ((self.events[self._meaning(state.terms)] & FORBIDDEN) != 0) & ~goes_on
         need = torch.where(plain, term_ends.float(), self.to_deny[state.assertion])
         return need * ~self.free.view(-1, *[1] * (state.terms.dim() - 1))
@@ -400,13 +437,28 @@ class Tracker:
         under_way = self.inside[self._meaning(state.terms)] & self.hard[:, None] & ~met & usable
         return 2 * number + (under_way != 0)
 
-    def bonus(self, before: Tracked, after: Tracked) -> Tensor:
-        """Soft weights that each offer (B, K, M) earns."""
+    def _caught(self, state: Tracked, event: int) -> Tensor:
+        """Whether a term has just ended that may not stand here."""
+        ended = (self.events[self._meaning(state.terms)] & event) != 0
+        return ended & (self.negated if event == UNDENIED else self.plain)[state.assertion]
+
+    def _bound(self, state: Tracked) -> Tensor:
+        """1 for studies with constraints, 0 for those without."""
+        return (~self.free).float().view(-1, *[1] * (state.terms.dim() - 1))
+
+    def bonus(self, before: Tracked, after: Tracked, tokens: Tensor) -> Tensor:
+        """What each offer (B, K, M) earns: soft weights, and the price of evading a forbidden term."""
+        price = torch.zeros((), device=self.device)
+        if self.forbids:
+            glued = self.begins_in_word[tokens.clamp(max=len(self.lengths) - 1)]
+            caught = [self._caught(before, event)[:, :, None] & glued for event in (FORBIDDEN, UNDENIED)]
+            entered = [self._caught(after, event) for event in (FORBIDDEN, UNDENIED)]
+            price = (entered[0] * CAUGHT + entered[1] * GLUED + (caught[0] | caught[1]) * GLUED) * self._bound(after)
         if not self.has_soft:
-            return torch.zeros((), device=self.device)
+            return price
         new = after.met & ~before.met[:, :, None]
         earned = ((new[..., None] >> self.bits) & 1).float() * self.weights[:, None, None]
-        return earned.sum(-1).masked_fill(self.free[:, None, None], 0.0)
+        return price + earned.sum(-1).masked_fill(self.free[:, None, None], 0.0)
 
     def unmet(self, state: Tracked, cut: Tensor) -> Tensor:
         """Bits of what answers (B, C) don't hold; `cut` marks those that end without an end token. Bit 62: a broken

@@ -40,6 +40,7 @@ class Wording:
         nouns: concept id -> terms that can name it in a sentence.
         adjectives: concept id -> adjective forms.
         composites: concept id -> phrases of a part of the body and its state.
+        normal_states: concept id -> phrases that deny it without a negation ("heart size is normal").
         negation: the words that negate.
     """
 
@@ -47,6 +48,7 @@ class Wording:
     nouns: dict[str, tuple[str, ...]]
     adjectives: dict[str, tuple[str, ...]]
     composites: dict[str, tuple[str, ...]]
+    normal_states: dict[str, tuple[str, ...]]
     negation: Negation
 
     def asserting(self, label: str) -> tuple[str, ...]:
@@ -55,9 +57,18 @@ class Wording:
         terms = [term for id in ids for term in self.nouns.get(id, ()) + self.composites.get(id, ())[:_WAYS]]
         return tuple(dict.fromkeys(terms))
 
+    def denying(self, label: str) -> tuple[str, ...]:
+        """Phrases that say the label is absent although no negation stands before them."""
+        ids = sorted(self.concepts.get(label, ()))
+        return tuple(dict.fromkeys(term for id in ids for term in self.normal_states.get(id, ())))
+
+    def names(self, label: str) -> tuple[str, ...]:
+        """Nouns that can name the label."""
+        return tuple(dict.fromkeys(t for id in sorted(self.concepts.get(label, ())) for t in self.nouns.get(id, ())))
+
     def every_term(self) -> tuple[str, ...]:
         """All terms of all labels, for one automaton that serves every study."""
-        groups = (self.nouns, self.adjectives, self.composites)
+        groups = (self.nouns, self.adjectives, self.composites, self.normal_states)
         return tuple(dict.fromkeys(term for group in groups for terms in group.values() for term in terms))
 
     def betraying(self, label: str, allowed: frozenset[str]) -> tuple[str, ...]:
@@ -103,7 +114,8 @@ def wording_of(graph: KnowledgeGraph, view: str = "radscribe") -> Wording:
         own = graph.concepts[id].adjectives
         nouns[id] = _with_plurals(term for term in graph.terms(id) if term not in own)
         adjectives[id] = tuple(own)
-    return Wording(concepts, nouns, adjectives, _composites(graph, frozenset(ids)), knowledge_negation())
+    states = [_composites(graph, frozenset(ids), certainty) for certainty in (Certainty.PRESENT, Certainty.ABSENT)]
+    return Wording(concepts, nouns, adjectives, *states, knowledge_negation())
 
 
 def _with_plurals(terms: Iterable[str]) -> tuple[str, ...]:
@@ -118,11 +130,11 @@ def _with_plurals(terms: Iterable[str]) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _composites(graph: KnowledgeGraph, wanted: frozenset[str]) -> dict[str, tuple[str, ...]]:
+def _composites(graph: KnowledgeGraph, wanted: frozenset[str], certainty: Certainty) -> dict[str, tuple[str, ...]]:
     found: dict[str, dict[str, None]] = {}
     for (head, quality), composites in Lexicon(graph).composites.items():
         for composite in composites:
-            if composite.concept not in wanted or composite.certainty is not Certainty.PRESENT:
+            if composite.concept not in wanted or composite.certainty is not certainty:
                 continue
             names = graph.terms(head) if head in graph.concepts else (head,)
             for name in sorted({name.lower() for name in names}, key=len)[:_HEADS]:

@@ -110,7 +110,13 @@ def test_prompt_ids_count_in_n_gram_blocking() -> None:
     settings = BeamSettings(num_beams=3, max_new_tokens=10, no_repeat_ngram_size=2, eos_token_ids=(1,), pad_token_id=2)
     with torch.inference_mode():
         expected = model.generate(
-            input_ids=ids, num_beams=3, max_new_tokens=10, no_repeat_ngram_size=2, eos_token_id=1, pad_token_id=2, do_sample=False
+            input_ids=ids,
+            num_beams=3,
+            max_new_tokens=10,
+            no_repeat_ngram_size=2,
+            eos_token_id=1,
+            pad_token_id=2,
+            do_sample=False,
         )
         found = beam_search(model, settings, input_ids=ids)
     for row, candidates in zip(expected[:, 4:].tolist(), found, strict=True):
