@@ -1,12 +1,14 @@
-"""One self-contained page for a set of reports: images with boxes, heat maps on demand, sentences that show their evidence.
+"""One self-contained page for a set of reports: images with boxes, heat maps on demand, sentences that show their
+evidence.
 
-A study becomes a *page entry*, plain JSON values with its images embedded as compressed WebP, as soon as its report is made; the
-page is put together from the entries one by one. So neither the pixels nor the page of several hundred studies is ever held in
-memory, and a browser decodes a study only when it is opened. The page loads nothing from anywhere (its content policy forbids it).
+A study becomes a *page entry*, plain JSON values with its images embedded as compressed WebP, as soon as its report
+is made; the page is put together from the entries one by one. So neither the pixels nor the page of several hundred
+studies is ever held in memory, and a browser decodes a study only when it is opened. The page loads nothing from
+anywhere (its content policy forbids it).
 
-Page entry: {"id", "images": [{"src", "thumb", "width", "height", "view", "modality", "mm", "marks"}], "clinical", "sections",
-"sentences", "findings", "boxes", "unmet", "heat": {label: {"h", "w", "data": [base64 per image]}}, "truth"?}; a failed study's is
-{"id", "error"}. `mm` is the width of one displayed pixel.
+Page entry: {"id", "images": [{"src", "thumb", "width", "height", "view", "modality", "mm", "marks"}], "clinical",
+"sections", "sentences", "findings", "boxes", "unmet", "heat": {label: {"h", "w", "data": [base64 per image]}},
+"truth"?}; a failed study's is {"id", "error"}. `mm` is the width of one displayed pixel.
 """
 
 from __future__ import annotations
@@ -15,9 +17,7 @@ import base64
 import html
 import io
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vlm.export.files import whole_file
 from vlm.export.jsonl import report_to_dict
 from vlm.types import Report, Study, StudyImage, View
 
 MARKED_VIEWS = (View.FRONTAL, View.AXIAL, View.CORONAL)
 """Views in which the patient's right is at the viewer's left, so that R and L can be written."""
 MAX_HEAT_SIDE = 32
+HEAT_FROM = 0.2
+"""A finding less likely than this gets a heat map only when the report speaks of it."""
 THUMB_SIDE = 92
+_ISLAND = '<script type="application/json" id="study-'
 
 
 def encode_image(pixels: np.ndarray, max_side: int = 768, quality: int = 82) -> str:
@@ -50,8 +54,8 @@ def encode_image(pixels: np.ndarray, max_side: int = 768, quality: int = 82) -> 
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _encode_heat(maps: np.ndarray) -> dict[str, Any]:
-    """(V, h, w) attention -> bytes per view, scaled by the largest value of all views so that views compare."""
+def _encode_heat(maps: np.ndarray, views: Mapping[int, int], images: int) -> dict[str, Any]:
+    """(V, h, w) attention -> bytes per shown image, scaled by the largest value of all views so that views compare."""
     maps = np.nan_to_num(np.asarray(maps, dtype=np.float32))
     step = -(-max(maps.shape[1:]) // MAX_HEAT_SIDE)
     if step > 1:
@@ -62,7 +66,12 @@ def _encode_heat(maps: np.ndarray) -> dict[str, Any]:
     return {
         "h": maps.shape[1],
         "w": maps.shape[2],
-        "data": [base64.b64encode(level.tobytes()).decode("ascii") for level in levels],
+        "data": [
+            base64.b64encode(levels[views[i]].tobytes()).decode("ascii")
+            if views.get(i, len(levels)) < len(levels)
+            else ""
+            for i in range(images)
+        ],
     }
 
 
@@ -82,39 +91,54 @@ def _image_entry(image: StudyImage, max_side: int) -> dict[str, Any]:
     }
 
 
-def _truth(study: Study) -> dict[str, Any] | None:
+def _truth(study: Study, shown: Mapping[int, int]) -> dict[str, Any] | None:
     """What is known of the study: reference report, boxes, labels; None when nothing is."""
     if study.report is None and study.boxes is None and study.findings is None:
         return None
     report = study.report or {}
     return {
         "sections": {name: report[name] for name in ("findings", "impression") if report.get(name)},
-        "boxes": [{"xyxy": [float(v) for v in b.xyxy], "label": b.label, "image": b.image} for b in study.boxes or ()],
+        "boxes": [
+            {"xyxy": [round(float(v), 2) for v in b.xyxy], "label": b.label, "image": shown[b.image]}
+            for b in study.boxes or ()
+            if b.image in shown
+        ],
         "labels": None
         if study.findings is None
         else {f.label: str(f.certainty) for f in study.findings if f.certainty is not None},
     }
 
 
-def page_entry(study: Study, report: Report, max_side: int = 768) -> dict[str, Any]:
+def page_entry(study: Study, report: Report, seen: Sequence[int] | None = None, max_side: int = 768) -> dict[str, Any]:
     """A report and its study as a page entry (module's docstring).
 
-    Args:
-        study: with pixels read; its report, boxes and findings, where known, are shown beside as the reference.
-        report: what the pipeline returned for it.
-        max_side: longer side of the embedded images, in pixels.
+    Only images with pixels are embedded: of a volume of 300 slices a page wants those that the model saw. Boxes on the
+    others are left out of the page.
 
-    Raises:
-        ValueError: an image has no pixels.
+    Args:
+        study: its report, boxes and findings, where known, are shown beside as the reference.
+        report: what the pipeline returned for it.
+        seen: for each view of the attention maps, its index in the study's images; None: the first ones, in order.
+        max_side: longer side of the embedded images, in pixels.
     """
+    shown = {
+        index: place for place, index in enumerate(i for i, im in enumerate(study.images) if im.pixels is not None)
+    }
     row = report_to_dict(report)
     row.pop("text")
+    renumber = {n: m for m, n in enumerate(n for n, b in enumerate(report.boxes) if b.image in shown)}
+    row["boxes"] = [{**row["boxes"][n], "image": shown[report.boxes[n].image]} for n in renumber]
+    for part in (*row["findings"], *row["sentences"]):
+        part["boxes"] = [renumber[n] for n in part["boxes"] if n in renumber]
+    views = {shown[i]: v for v, i in enumerate(seen if seen is not None else range(len(study.images))) if i in shown}
+    said = {label for s in report.sentences for label in s.labels}
+    leading = {f.label for f in report.findings if f.probability is None or f.probability >= HEAT_FROM} | said
     return {
         **row,
-        "images": [_image_entry(image, max_side) for image in study.images],
+        "images": [_image_entry(study.images[index], max_side) for index in shown],
         "clinical": {k: v for k, v in study.clinical.items() if v},
-        "heat": {label: _encode_heat(maps) for label, maps in report.attention.items()},
-        "truth": _truth(study),
+        "heat": {n: _encode_heat(m, views, len(shown)) for n, m in report.attention.items() if n in leading},
+        "truth": _truth(study, shown),
     }
 
 
@@ -178,23 +202,21 @@ def write_page(
     head = head.replace("{{TITLE}}", html.escape(title))
     head = head.replace("{{CSS}}", folder.joinpath("page.css").read_text(encoding="utf-8"))
     tail = tail.replace("{{JS}}", folder.joinpath("page.js").read_text(encoding="utf-8"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     index: list[dict[str, Any]] = []
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(head)
-            for entry in entries:
-                file.write(_island(f"study-{len(index)}", entry))
-                index.append(_index_line(entry))
-            file.write(_island("index", index))
-            file.write(_island("meta", {"title": title, "facts": [list(fact) for fact in facts]}))
-            file.write(tail)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        file.write(head.encode("utf-8"))
+        for entry in entries:
+            file.write(_island(f"study-{len(index)}", entry).encode("utf-8"))
+            index.append(_index_line(entry))
+        file.write(_island("index", index).encode("utf-8"))
+        file.write(_island("meta", {"title": title, "facts": [list(fact) for fact in facts]}).encode("utf-8"))
+        file.write(tail.encode("utf-8"))
     return len(index)
 
 
+def read_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a page that `write_page` wrote, in its order; a file that is no such page has none."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith(_ISLAND) and line.endswith("</script>\n"):
+                yield json.loads(line.partition(">")[2].removesuffix("</script>\n"))

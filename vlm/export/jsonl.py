@@ -1,25 +1,28 @@
-"""Reports as JSON lines: one object a study, written as it is made, so that an interrupted run is taken up where it stopped.
+"""Reports as JSON lines: one object a study, written as it is made, so that an interrupted run can go on.
 
-    {"id", "sections": {"findings", "impression"?}, "text", "findings": [{"label", "probability", "certainty", "side", "boxes"}],
-     "boxes": [{"xyxy", "label", "image", "confidence"}], "sentences": [{"text", "section", "labels", "boxes", "status",
-     "confidence"}], "images": [{"file", "view", "modality", "width", "height"}], "unmet": [...], "run"?}
+::
 
-`text` is the findings section, or the impression where there is no findings section: what text metrics score. Boxes are in
-pixels of the image as displayed (`vlm.types`). `run` says which checkpoint and settings wrote the line. Of a file's path only its
-name is kept. A study that failed is `{"id", "error"}` in a file of its own.
+    {"id", "sections": {"findings", "impression"?}, "text",
+     "findings": [{"label", "probability", "certainty", "side", "boxes"}],
+     "boxes": [{"xyxy", "label", "image", "confidence"}],
+     "sentences": [{"text", "section", "labels", "boxes", "status", "confidence"}],
+     "images": [{"file", "view", "modality", "width", "height"}], "unmet": [...]}
+
+`text` is the findings section, or the impression where there is no findings section: what text metrics score. Boxes
+are in pixels of the image as displayed (`vlm.types`). Of a file's path only its name is kept. A study that failed is
+`{"id", "error"}` in a file of its own.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, cast
 
 from knowledge.ontology import Certainty
+from vlm.export.files import whole_file
 from vlm.types import SECTIONS, Box, Finding, InputError, Report, Sentence, Study
 
 DECIMALS = 4
@@ -30,16 +33,15 @@ def _number(value: float | None, digits: int = DECIMALS) -> float | None:
     return None if value is None else round(float(value), digits)
 
 
-def report_to_dict(report: Report, study: Study | None = None, run: str | None = None) -> dict[str, Any]:
+def report_to_dict(report: Report, study: Study | None = None) -> dict[str, Any]:
     """A report as plain JSON values (keys: the module's docstring).
 
     Args:
         report: what the pipeline returned.
         study: its study, for the list of images; None leaves the list empty.
-        run: what identifies the checkpoint and the settings; None leaves the key out.
     """
     sections = {name: report.sections[name] for name in SECTIONS if name in report.sections}
-    row: dict[str, Any] = {
+    return {
         "id": report.study_id,
         "sections": sections,
         "text": sections.get("findings") or sections.get("impression") or "",
@@ -76,9 +78,6 @@ def report_to_dict(report: Report, study: Study | None = None, run: str | None =
         "images": [] if study is None else [_image_to_dict(study, index) for index in range(len(study.images))],
         "unmet": list(report.unmet),
     }
-    if run is not None:
-        row["run"] = run
-    return row
 
 
 def _image_to_dict(study: Study, index: int) -> dict[str, Any]:
@@ -134,17 +133,6 @@ def report_from_dict(row: Mapping[str, Any]) -> Report:
         raise InputError(f"report {row.get('id', '?')!r}: not a line that vlm generate writes ({error!r})") from error
 
 
-def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds one JSON line and hands it to the operating system before it returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def append_report(path: Path, report: Report, study: Study | None = None, run: str | None = None) -> None:
-    """Adds one report to a JSON lines file; the file is made when it is absent."""
-    append_line(path, report_to_dict(report, study, run))
-
-
 def read_rows(path: Path, torn_tail: bool = False) -> Iterator[dict[str, Any]]:
     """The objects of a JSON lines file, one by one.
 
@@ -178,63 +166,39 @@ def read_reports(path: Path) -> list[Report]:
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes a JSON lines file whole: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))
 
 
-def _umask() -> int:
-    """The process's umask; the system has no call that reads it without setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-class ResumableFile:
-    """A JSON lines file that grows line by line, and whose next run goes on after the last whole line.
+class GrowingFile:
+    """A JSON lines file that grows line by line; the next run goes on after the last whole line.
 
     Args:
-        path: file to write; its folder is made.
-        run: what identifies this run's checkpoint and settings. Lines of another run are never mixed in.
-        overwrite: start anew.
+        path: file to write; its folder is made. A last line that a killed run cut off is removed.
+        anew: start with an empty file.
 
     Raises:
-        InputError: the file holds lines of another run, and `overwrite` is not set.
+        InputError: the file is there and holds other things than one object with an "id" a line.
     """
 
-    def __init__(self, path: Path, run: str, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, anew: bool = False) -> None:
         self.path = path
-        self.run = run
-        kept: list[dict[str, Any]] = []
-        if path.exists() and not overwrite:
-            kept = list(read_rows(path, torn_tail=True))
-            if any(row.get("run") != run for row in kept):
-                raise InputError(
-                    f"{path}: holds reports of another checkpoint or of other settings; "
-                    "choose another --out, or replace them with --overwrite"
-                )
+        kept = [] if anew or not path.exists() else list(read_rows(path, torn_tail=True))
         self.done: set[str] = {str(row["id"]) for row in kept}
         write_rows(path, kept)
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds a line, marked with the run, and hands it to the operating system at once."""
-        self._file.write(json.dumps({**row, "run": self.run}, ensure_ascii=False, allow_nan=False) + "\n")
+        """Adds a line and hands it to the operating system before it returns."""
+        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
         self.done.add(str(row["id"]))
 
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> ResumableFile:
+    def __enter__(self) -> GrowingFile:
         return self
 
     def __exit__(

@@ -1,0 +1,248 @@
+"""Many studies -> a folder of reports: what `vlm generate` and `vlm demo` do.
+
+    DIR/reports.jsonl     one line a study, written as soon as its report is made
+    DIR/failures.jsonl    studies without a report, and why; absent when there are none
+    DIR/index.html        all of them on one page, written at the end, also after an interruption
+    DIR/run.json          checkpoint and settings: a later call with the same ones goes on where this one stopped
+    DIR/fhir, DIR/sr      one file a report, on request
+
+Until the page is written its entries lie in a hidden file beside it, so that a killed run loses nothing of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vlm import __version__
+from vlm.data.examples import choose_views
+from vlm.data.files import read_json, write_atomic
+from vlm.data.images import load_image
+from vlm.data.sources import read_studies
+from vlm.data.windows import window_of
+from vlm.export.dicom_sr import write_dicom_sr
+from vlm.export.fhir import write_fhir
+from vlm.export.files import file_stem
+from vlm.export.html import failure_entry, page_entry, read_entries, write_page
+from vlm.export.jsonl import GrowingFile, read_rows, report_to_dict, write_rows
+from vlm.pipeline import FailedStudy, GenerationSettings, Pipeline
+from vlm.types import InputError, Report, Study
+
+MAX_ON_PAGE = 1000
+SPOOL = ".index.jsonl"
+Watch = Callable[[Study, Report | FailedStudy | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a call of `vlm generate` asks for, beside its studies.
+
+    Args:
+        out: folder to write to.
+        settings: for the pipeline. window: what `gather_studies` was given, for the record.
+        fhir, dicom_sr: write these too.
+        overwrite: start anew where `out` holds reports of another run.
+        title: of the page.
+    """
+
+    out: Path
+    settings: GenerationSettings = field(default_factory=GenerationSettings)
+    window: str | None = None
+    fhir: bool = False
+    dicom_sr: bool = False
+    overwrite: bool = False
+    title: str = "Radscribe"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a batch did.
+
+    Args:
+        reports: number of reports that now exist for the studies asked for.
+        earlier: how many of them an earlier call had made.
+        failed: studies without a report.
+        page, reports_file: paths.
+    """
+
+    reports: int
+    earlier: int
+    failed: list[FailedStudy]
+    page: Path
+    reports_file: Path
+
+
+def gather_studies(
+    paths: Sequence[Path],
+    format: str = "auto",
+    split: str | None = None,
+    window: str | None = None,
+    limit: int | None = None,
+) -> list[Study]:
+    """Reads the studies of several paths; ids that two paths share are told apart by a number.
+
+    Args:
+        paths: files and folders, as `vlm.data.sources.read_studies` takes them.
+        format, split: passed on.
+        window: "CENTRE/WIDTH" or a name of `vlm.data.windows.WINDOWS`, for every image that has Hounsfield units.
+        limit: keep the first so many.
+
+    Raises:
+        InputError: a path that cannot be read, an unknown window, no study.
+    """
+    window_pair = None if window is None else window_of(window)
+    studies: list[Study] = []
+    taken: set[str] = set()
+    for path in dict.fromkeys(paths):
+        for study in read_studies(path, format, split):
+            name, number = study.id, 2
+            while name in taken:
+                name, number = f"{study.id}-{number}", number + 1
+            taken.add(name)
+            images = study.images if window_pair is None else [replace(i, window=window_pair) for i in study.images]
+            studies.append(replace(study, id=name, images=images))
+    if not studies:
+        part = f" of split {split!r}" if split else ""
+        raise InputError(f"{', '.join(map(str, paths))}: no studies{part} found")
+    return studies if limit is None else studies[:limit]
+
+
+def run_batch(pipeline: Pipeline, studies: Sequence[Study], job: Job, watch: Watch | None = None) -> Outcome:
+    """Writes a report for every study that has none yet in the job's folder.
+
+    Args:
+        pipeline: loaded.
+        studies: with unique ids.
+        job: what to write, and where.
+        watch: called after each study, when its line is on disk; with None for one that an earlier call did.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InputError: the folder holds reports of another checkpoint or of other settings.
+        KeyboardInterrupt: after the page of what exists was written.
+    """
+    _claim(job, pipeline)
+    failed: list[FailedStudy] = []
+    reports_file = job.out / "reports.jsonl"
+    with GrowingFile(reports_file) as reports, _spool(job.out) as spool:
+        earlier = sum(study.id in reports.done for study in studies)
+        todo = [study for study in studies if study.id not in reports.done]
+        for study in studies if watch is not None else ():
+            if study.id in reports.done:
+                watch(study, None)
+        try:
+            for study, result in pipeline.reports(todo, job.settings):
+                if isinstance(result, FailedStudy):
+                    failed.append(result)
+                else:
+                    _write_report(pipeline, study, result, job, reports, spool)
+                if watch is not None:
+                    watch(study, result)
+        finally:
+            _finish(pipeline, studies, failed, job, reports.done)
+    spool.path.unlink()
+    return Outcome(earlier + len(todo) - len(failed), earlier, failed, job.out / "index.html", reports_file)
+
+
+def _claim(job: Job, pipeline: Pipeline) -> None:
+    """Makes the folder this run's own, or refuses it."""
+    settings = {k: v for k, v in asdict(job.settings).items() if k not in ("batch_size", "attention")}
+    settings["window"] = job.window
+    mine = json.loads(json.dumps({"checkpoint": pipeline.checkpoint.hash, "settings": settings}))
+    record = job.out / "run.json"
+    if job.out.exists() and not job.out.is_dir():
+        raise InputError(f"{job.out}: is a file; give a folder with --out")
+    reports = job.out / "reports.jsonl"
+    if job.overwrite:
+        for name in ("reports.jsonl", "failures.jsonl", "index.html", SPOOL, "run.json"):
+            (job.out / name).unlink(missing_ok=True)
+    elif reports.is_file() and reports.stat().st_size:
+        theirs = read_json(record) if record.is_file() else None
+        theirs = theirs if isinstance(theirs, dict) else {}
+        for key, what in (("checkpoint", "another checkpoint"), ("settings", "other settings")):
+            if theirs.get(key) != mine[key]:
+                raise InputError(
+                    f"{job.out}: holds reports of {what}; choose another --out, or replace them with --overwrite"
+                )
+    content = {"radscribe": __version__, "started": datetime.now(UTC).isoformat(timespec="seconds"), **mine}
+    write_atomic(record, json.dumps(content, indent=1) + "\n")
+
+
+def _spool(out: Path) -> GrowingFile:
+    """The page's entries on their way: those of an unfinished run, or those of the page that it left."""
+    path, page = out / SPOOL, out / "index.html"
+    if not path.exists() and page.is_file():
+        write_rows(path, (entry for entry in read_entries(page) if "error" not in entry))
+    return GrowingFile(path)
+
+
+def _write_report(
+    pipeline: Pipeline, study: Study, report: Report, job: Job, reports: GrowingFile, spool: GrowingFile
+) -> None:
+    """The page's entry first: a report that has a line always has an entry."""
+    chosen = choose_views(study.images, pipeline.checkpoint.config.data.max_views)
+    # Decoded again rather than kept: a window of the pipeline's studies would hold gigabytes of pixels.
+    images = [load_image(image) if i in chosen else image for i, image in enumerate(study.images)]
+    seen = replace(study, images=images)
+    if study.id not in spool.done:
+        spool.append(page_entry(seen, report, chosen))
+    if job.fhir:
+        write_fhir(job.out / "fhir" / f"{file_stem(study.id)}.json", report, seen, pipeline.checkpoint.hash)
+    if job.dicom_sr:
+        write_dicom_sr(job.out / "sr" / f"{file_stem(study.id)}.dcm", report, seen)
+    reports.append(report_to_dict(report, seen))
+
+
+def _finish(
+    pipeline: Pipeline, studies: Sequence[Study], failed: Sequence[FailedStudy], job: Job, done: Iterable[str]
+) -> None:
+    """Writes failures.jsonl and the page."""
+    path = job.out / "failures.jsonl"
+    asked = {study.id for study in studies}
+    kept = [row for row in read_rows(path, torn_tail=True) if row["id"] not in asked] if path.is_file() else []
+    rows = [*kept, *({"id": f.study_id, "error": f.message} for f in failed)]
+    if rows:
+        write_rows(path, rows)
+    else:
+        path.unlink(missing_ok=True)
+    order = [*(study.id for study in studies), *(name for name in done if name not in asked)]
+    facts = _facts(pipeline, job, len(order))
+    write_page(job.out / "index.html", _entries(job.out / SPOOL, order, rows), job.title, facts)
+
+
+def _entries(spool: Path, order: Sequence[str], failures: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Page entries in the studies' order, one at a time in memory, then those that failed."""
+    place: dict[str, int] = {}
+    with spool.open("rb") as file:
+        offset = 0
+        for line in file:
+            place[str(json.loads(line)["id"])] = offset
+            offset += len(line)
+        for name in [name for name in order if name in place][:MAX_ON_PAGE]:
+            file.seek(place[name])
+            yield json.loads(file.readline())
+    for row in failures:
+        yield failure_entry(row["id"], row["error"])
+
+
+def _facts(pipeline: Pipeline, job: Job, studies: int) -> list[tuple[str, str]]:
+    settings, generation = job.settings, pipeline.checkpoint.config.generation
+    facts = [
+        ("checkpoint", pipeline.checkpoint.hash[:12]),
+        ("graph", pipeline.checkpoint.graph.hash[:12]),
+        ("beams", str(settings.num_beams or generation.num_beams)),
+        ("radscribe", __version__),
+    ]
+    if settings.must:
+        facts.append(("must hold", ", ".join(settings.must)))
+    if settings.must_not:
+        facts.append(("must not say", ", ".join(settings.must_not)))
+    if studies > MAX_ON_PAGE:
+        facts.append(("shown", f"the first {MAX_ON_PAGE:,} of {studies:,}"))
+    return facts

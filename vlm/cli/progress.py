@@ -1,0 +1,22 @@
+"""The progress line of the verbs that go through studies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def watching(total: int) -> Iterator[Callable[[Any, Any], None]]:
+    """Shows how many of `total` studies are done; what it yields is called once a study.
+
+    Written to stderr, so that the output of a command can be piped.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("studies", total=total)
+        yield lambda study, result: progress.advance(task)
