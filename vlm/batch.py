@@ -12,6 +12,7 @@ Until the page is written its entries lie in a hidden file beside it, so that a 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,18 +23,31 @@ from vlm import __version__
 from vlm.data.examples import choose_views
 from vlm.data.files import read_json, write_atomic
 from vlm.data.images import load_image
+from vlm.data.phantom import write_phantom
 from vlm.data.sources import read_studies
 from vlm.data.windows import window_of
+from vlm.evaluation.baselines import Settings
+from vlm.evaluation.detection import average_precision
+from vlm.evaluation.inputs import Reports, join
+from vlm.evaluation.run import evaluate_reports
 from vlm.export.dicom_sr import write_dicom_sr
 from vlm.export.fhir import write_fhir
 from vlm.export.files import file_stem
 from vlm.export.html import failure_entry, page_entry, read_entries, write_page
-from vlm.export.jsonl import GrowingFile, read_rows, report_to_dict, write_rows
+from vlm.export.jsonl import GrowingFile, read_rows, report_from_dict, report_to_dict, write_rows
 from vlm.pipeline import FailedStudy, GenerationSettings, Pipeline
 from vlm.types import InputError, Report, Study
 
 MAX_ON_PAGE = 1000
 SPOOL = ".index.jsonl"
+TEXT_SCORES = {
+    "finding_f1_micro": "findings in the text: F1 (micro)",
+    "finding_f1_macro": "findings in the text: F1 (macro)",
+    "bleu4": "BLEU-4",
+    "rougeL": "ROUGE-L",
+    "cider": "CIDEr",
+}
+"""Metric of `vlm.evaluation` -> its name in the demo's table."""
 Watch = Callable[[Study, Report | FailedStudy | None], None]
 
 
@@ -246,3 +260,77 @@ def _facts(pipeline: Pipeline, job: Job, studies: int) -> list[tuple[str, str]]:
     if studies > MAX_ON_PAGE:
         facts.append(("shown", f"the first {MAX_ON_PAGE:,} of {studies:,}"))
     return facts
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One line of the demo's table: a score of the model and of the best constant report, as printed."""
+
+    name: str
+    model: str
+    floor: str
+
+
+@dataclass(slots=True)
+class DemoResult:
+    """What `vlm demo` made: files, and scores against the phantom's exact truth."""
+
+    outcome: Outcome
+    rows: list[ScoreRow]
+
+
+def run_demo(
+    out: Path, n: int = 6, seed: int = 0, checkpoint: Path | None = None, watch: Watch | None = None
+) -> DemoResult:
+    """Writes phantom studies as DICOM, reports them, and scores the reports against the truth.
+
+    Args:
+        out: folder; the studies go to `out/phantom`. n, seed: of the phantom. checkpoint: None for the shipped one.
+        watch: called after each study.
+
+    Returns:
+        What was written, and the scores.
+
+    Raises:
+        InputError: the checkpoint is missing or damaged.
+    """
+    pipeline = Pipeline.load(checkpoint)
+    studies = write_phantom(out / "phantom", n, seed)
+    outcome = run_batch(pipeline, studies, Job(out, overwrite=True, title="Radscribe demo: phantom chest CT"), watch)
+    return DemoResult(outcome, score_demo(studies, outcome.reports_file))
+
+
+def score_demo(studies: Sequence[Study], reports_file: Path) -> list[ScoreRow]:
+    """Scores a file of reports against what is known of its studies: boxes, finding probabilities, findings, words."""
+    made = {row["id"]: row for row in read_rows(reports_file)}
+    known = [study for study in studies if study.id in made]
+    if not known:
+        return []
+    reports = [report_from_dict(made[study.id]) for study in known]
+    truths = [study.boxes or () for study in known]
+    boxes = average_precision([report.boxes for report in reports], truths)
+    count = f"{boxes.matched} of {boxes.truths} lesions, {boxes.predictions - boxes.matched} false"
+    rows = [
+        ScoreRow("boxes: mAP at IoU 0.5", _shown(boxes.mean_ap), "-"),
+        ScoreRow("boxes: mean IoU where matched", _shown(boxes.mean_iou), "-"),
+        ScoreRow("boxes: found at confidence 0.5", count, "-"),
+    ]
+    references = Reports(reports_file, {s.id: (s.report or {}).get("findings", "") for s in known})
+    references.records.update({s.id: {"id": s.id} for s in known})
+    texts = {r.study_id: r.sections.get("findings") or r.sections.get("impression", "") for r in reports}
+    if not any(texts.values()) or not any(references.texts.values()):
+        return rows
+    predictions = Reports(reports_file, texts, {name: {"id": name} for name in texts})
+    settings = Settings(resamples=0, meteor="off")
+    result = evaluate_reports(join({"model": predictions}, references, allow_missing=True), settings)
+    floor = next((s.values() for s in result.systems if s.floor and s.name.startswith("constant")), {})
+    mine = result.system("model").values()
+    return rows + [
+        ScoreRow(shown, _shown(mine[name]), _shown(floor.get(name, float("nan"))))
+        for name, shown in TEXT_SCORES.items()
+        if name in mine
+    ]
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"
