@@ -34,9 +34,11 @@ NEVER = -1.0e9
 UNMET = -1.0e6
 """What each unmet constraint takes from a finished answer's place in the order; not from its score."""
 
-SPARE = 16
-"""Tokens that a beam offers beyond what plain search can use, so that a few forbidden ones seldom mean a second
-look."""
+SPARE = 32
+"""Offers of a study beyond what plain search can use, so that a few forbidden ones seldom mean a second look."""
+
+ASKED = 3
+"""Offers that required terms may bring in, as a multiple of those kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,14 @@ class _Offers:
     logprobs: Tensor
     beams: Tensor
     tokens: Tensor
-    tracked: Tracked | None
+    tracked: Tracked | None = None
+
+    def join(self, other: _Offers, usable: Tensor) -> _Offers:
+        """These and the `usable` ones of others, both without constraint states."""
+        scores = torch.cat([self.scores, other.scores.masked_fill(~usable, -math.inf)], 1)
+        pairs = ((self.logprobs, other.logprobs), (self.beams, other.beams), (self.tokens, other.tokens))
+        joined = [torch.cat(pair, 1) for pair in pairs]
+        return _Offers(scores, joined[0], joined[1], joined[2])
 
     def pick(self, index: Tensor) -> _Offers:
         tracked = self.tracked.pick(index) if self.tracked else None
@@ -262,36 +271,71 @@ class _Beams:
             logits = logits.expand(-1, self.settings.num_beams, -1)
         total = torch.logsumexp(logits, -1, keepdim=True)  # (B, K, 1)
         logits = self._block(logits)
-        vocabulary = logits.shape[-1]
-        wanted = min(vocabulary, self.keep)
-        count = wanted if self.tracker is None else min(vocabulary, wanted + SPARE)
-        while True:
-            values, tokens = logits.topk(count, dim=-1)  # (B, K, M)
-            if self.tracker is None or self.tracked is None:
-                break
-            extra = self.tracker.advancing(self.tracked, self.step)  # (B, K, A), -1 for none
-            if extra is not None:
-                value = logits.gather(-1, extra.clamp(min=0))
-                new = (extra >= 0) & (value < values[..., -1:])
-                values = torch.cat([values, value.masked_fill(~new, -math.inf)], -1)
-                tokens = torch.cat([tokens, extra.clamp(min=0)], -1)
-            tracked, allowed, banned = self.tracker.advance(self.tracked, tokens, values - total, self.step)
-            lost = banned[..., :count].sum(-1).where(self.scores > NEVER / 2, 0)
-            if count == vocabulary or int(lost.max()) <= count - wanted:
-                break
-            count = min(vocabulary, 4 * count)
-        logprobs = values - total
-        scores = logprobs + self.scores[:, :, None]
-        flat = None
         if self.tracker is not None and self.tracked is not None:
-            scores = scores.masked_fill(~allowed, -math.inf) + self.tracker.bonus(self.tracked, tracked, tokens)
-            flat = tracked.flatten()
-        beams = torch.arange(scores.shape[1], device=scores.device)[None, :, None].expand_as(tokens)
-        running = logprobs + self.logprobs[:, :, None]
-        every = _Offers(scores.flatten(1), running.flatten(1), beams.flatten(1), tokens.flatten(1), flat)
-        if self.tracker is not None and self.tracker.has_must and flat is not None:
-            return every.pick(share_out(every.scores, self.tracker.levels(flat), self.tracker.max_level, self.keep))
-        return every.pick(every.scores.topk(min(self.keep, every.scores.shape[1]))[1])
+            return self._bound_offers(logits, total, self.tracker, self.tracked)
+        pool = self._pool(logits, total, min(self.keep, logits.shape[1] * logits.shape[-1]))
+        pool.logprobs = pool.logprobs + self.logprobs.gather(1, pool.beams)
+        return pool
+
+    def _pool(self, logits: Tensor, total: Tensor, count: int) -> _Offers:
+        """The best `count` continuations of each study, best first."""
+        values, tokens = logits.topk(min(count, logits.shape[-1]), dim=-1)  # (B, K, M)
+        logprobs = values - total
+        beams = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None].expand_as(tokens)
+        scores, order = (logprobs + self.scores[:, :, None]).flatten(1).topk(min(count, tokens[0].numel()))
+        chosen = [field.flatten(1).gather(1, order) for field in (logprobs, beams, tokens)]
+        return _Offers(scores, chosen[0], chosen[1], chosen[2])  # logprobs are the tokens' own here
+
+    def _bound_offers(self, logits: Tensor, total: Tensor, tracker: Tracker, tracked: Tracked) -> _Offers:
+        """The C continuations that go on under constraints: of the best ones, and of those that a constraint asks for.
+
+        A study of whose best too many are refused gets four times as many, so what is kept is what a search through
+        the whole vocabulary would keep.
+        """
+        size = logits.shape[1] * logits.shape[-1]
+        wanted = min(size, self.keep)
+        count = min(size, wanted + SPARE)
+        enough = torch.full((len(logits),), count, device=logits.device)  # (B,) offers that each study looks at
+        asked = self._asked(logits, total, tracker, tracked)
+        while True:
+            pool = self._pool(logits, total, count)
+            looked = torch.arange(count, device=logits.device) < enough[:, None]
+            least = pool.scores.gather(1, enough[:, None] - 1)
+            offers = pool if asked is None else pool.join(asked, asked.scores < least)
+            before = tracked.pick(offers.beams)
+            after, allowed, banned = tracker.advance(
+                before, offers.tokens, offers.logprobs, offers.scores > NEVER / 2, self.step
+            )
+            lost = (banned[:, :count] & looked & (pool.scores > NEVER / 2)).sum(1)
+            short = (lost > enough - wanted) & (enough < size)
+            if not bool(short.any()):
+                break
+            enough = torch.where(short, (4 * enough).clamp(max=size), enough)
+            count = int(enough.max())
+        allowed[:, :count] &= looked
+        bonus = tracker.bonus(before, after, offers.tokens)
+        offers.scores = offers.scores.masked_fill(~allowed, -math.inf) + bonus
+        offers.logprobs = offers.logprobs + self.logprobs.gather(1, offers.beams)
+        offers.tracked = after
+        if tracker.has_must:
+            return offers.pick(share_out(offers.scores, tracker.levels(after), tracker.max_level, self.keep))
+        return offers.pick(offers.scores.topk(min(self.keep, offers.scores.shape[1]))[1])
+
+    def _asked(self, logits: Tensor, total: Tensor, tracker: Tracker, tracked: Tracked) -> _Offers | None:
+        """Each beam's best token and the tokens that bring a missing required term on; the best of them."""
+        tokens = tracker.advancing(tracked, self.step)  # (B, K, A), -1 for none
+        if tokens is None:
+            return None
+        tokens = torch.cat([logits.argmax(-1, keepdim=True), tokens], -1)
+        tokens[..., 1:].masked_fill_(tokens[..., 1:] == tokens[..., :1], -1)
+        logprobs = logits.gather(-1, tokens.clamp(min=0)) - total
+        scores = (logprobs + self.scores[:, :, None]).masked_fill(tokens < 0, -math.inf).flatten(1)
+        # Near the end it may be any of them that is still in time.
+        most = scores.shape[1] if tracker.is_late(self.step) else max(32, ASKED * self.keep)
+        scores, order = scores.topk(min(most, scores.shape[1]))
+        beams = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None].expand_as(tokens)
+        chosen = [field.flatten(1).gather(1, order) for field in (logprobs, beams, tokens.clamp(min=0))]
+        return _Offers(scores, chosen[0], chosen[1], chosen[2])
 
     def _block(self, logits: Tensor) -> Tensor:
         """Logits without end tokens before the minimum length and without tokens that would repeat an n-gram."""

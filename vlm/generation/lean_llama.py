@@ -185,7 +185,8 @@ class LeanLlamaStepper(HuggingFaceStepper):
         self.weights = lean_weights(model)
         longest = attention_mask.shape[1] + max_new_tokens
         positions = torch.arange(longest, device=attention_mask.device)[None]
-        rotary = _base(model).model.rotary_emb
+        base: Any = _base(model)
+        rotary = base.model.rotary_emb
         cosines, sines = rotary(self.weights.embedding[:1], positions)
         self.cosines, self.sines = cosines[0], sines[0]  # (longest, E)
 
@@ -224,7 +225,7 @@ class LeanLlamaStepper(HuggingFaceStepper):
             joined = joined.view(*x.shape[:2], -1, weights.width).transpose(1, 2)  # (B, H + 2 G, n, E)
             rotated = _rotate(joined[:, : weights.heads + weights.key_heads], cosines, sines)
             query, key = rotated.split([weights.heads, weights.key_heads], 1)
-            keys, values = self.cache.layers[index].update(key, joined[:, weights.heads + weights.key_heads :])
+            keys, values = self.layers[index].update(key, joined[:, weights.heads + weights.key_heads :])
             if last and index + 1 == len(weights.layers):
                 query, mask, x = query[:, :, -1:], mask[:, :, -1:], x[:, -1:]
             grouped = weights.heads != weights.key_heads

@@ -193,7 +193,8 @@ class HuggingFaceStepper:
             attention_mask,
         )
         self.slots = Slots(attention_mask.bool(), num_beams, max_new_tokens)
-        self.cache = Cache(layers=[TreeLayer(self.slots) for _ in range(config.num_hidden_layers)])
+        self.layers = [TreeLayer(self.slots) for _ in range(config.num_hidden_layers)]
+        self.cache = Cache(layers=list(self.layers))
         self.dtype: torch.dtype = model.dtype
 
     def prefill(self) -> Tensor:

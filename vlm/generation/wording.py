@@ -114,8 +114,9 @@ def wording_of(graph: KnowledgeGraph, view: str = "radscribe") -> Wording:
         own = graph.concepts[id].adjectives
         nouns[id] = _with_plurals(term for term in graph.terms(id) if term not in own)
         adjectives[id] = tuple(own)
-    states = [_composites(graph, frozenset(ids), certainty) for certainty in (Certainty.PRESENT, Certainty.ABSENT)]
-    return Wording(concepts, nouns, adjectives, *states, knowledge_negation())
+    present = _composites(graph, frozenset(ids), Certainty.PRESENT)
+    absent = _composites(graph, frozenset(ids), Certainty.ABSENT)
+    return Wording(concepts, nouns, adjectives, present, absent, knowledge_negation())
 
 
 def _with_plurals(terms: Iterable[str]) -> tuple[str, ...]:
