@@ -124,11 +124,11 @@ def file_kind(path: Path) -> str:
         raise InputError(f"{path}: {error.strerror or error}") from None
     if not head:
         raise InputError(f"{path}: the file is empty")
+    if head[128:132] == b"DICM":  # first: its preamble may be a TIFF header, for readers of both
+        return "DICOM"
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind
-    if head[128:132] == b"DICM":
-        return "DICOM"
     lower = path.name.lower()
     if lower.endswith(NIFTI_SUFFIXES) or head[344:348] in (b"n+1\0", b"ni1\0"):
         return "NIFTI"
