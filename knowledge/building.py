@@ -84,6 +84,7 @@ def _check(imported: Imported) -> None:
 def _add(built: Built, imported: Imported) -> None:
     before = built.graph
     built.graph, conflicts = merge(before, imported.content)
+    _refuse_loose_ends(built.graph, imported)
     built.conflicts += conflicts
     concepts = len(built.graph.concepts) - len(before.concepts)
     edges = len(built.graph.edges) - len(before.edges)
@@ -94,3 +95,14 @@ def _add(built: Built, imported: Imported) -> None:
         most = max(imported.skipped, key=lambda k: imported.skipped[k])
         line += f", {skipped} entries left out (most: {most})"
     built.summary.append(line)
+
+
+def _refuse_loose_ends(graph: KnowledgeGraph, imported: Imported) -> None:
+    """An edge of a source may point into the base, but not at nothing."""
+    own = imported.content.concepts
+    for index, e in enumerate(imported.content.edges):
+        for end in (e.source, e.target):
+            if end not in own and end not in graph.concepts:
+                place = imported.content.lines.get(index, (str(imported.path), None))
+                text = f"edge {e.source} {e.relation.value} {e.target}: no concept {end!r}; add it or remove the edge"
+                raise at(place[0], place[1], text)

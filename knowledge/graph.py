@@ -131,12 +131,13 @@ class KnowledgeGraph:
     def places(self, id: str) -> tuple[str, ...]:
         """Where `id` is found: its own `located_in`, else its nearest ancestors'."""
         self._concept(id)
-        level = [id]
+        level, seen = [id], {id}
         while level:
             found = [e.target for x in level for e in self._located.get(x, ())]
             if found:
                 return tuple(dict.fromkeys(found))
-            level = sorted({p for x in level for p in self._up.get(x, ())})
+            level = sorted({p for x in level for p in self._up.get(x, ())} - seen)  # a draft may hold a circle
+            seen.update(level)
         return ()
 
     def exclusions(self) -> frozenset[tuple[str, str]]:

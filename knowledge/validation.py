@@ -91,7 +91,10 @@ def _circles(graph: KnowledgeGraph) -> Iterator[Fault]:
         if circle:
             edge = Edge(circle[-2], circle[-1], relation)
             yield Fault(
-                f"cycle in {relation.value}: {' -> '.join(circle)}; remove one of its edges", (circle[-2],), edge
+                f"cycle in {relation.value}: {' -> '.join(circle)}; remove one of its edges",
+                (circle[-2],),
+                edge,
+                "circle",
             )
 
 
@@ -154,7 +157,8 @@ def _findings_without_place(graph: KnowledgeGraph) -> Iterator[Fault]:
         if not graph.places(id):
             yield Fault(f"finding {id!r} has no place; add located_in to it or to what it is_a", (id,))
     for e in graph.edges:
-        if e.relation is Relation.LOCATED_IN and graph.concepts[e.target].kind is not Kind.ANATOMY:
+        target = graph.concepts.get(e.target)
+        if e.relation is Relation.LOCATED_IN and target is not None and target.kind is not Kind.ANATOMY:
             yield Fault(f"{e.source} located_in {e.target}: {e.target!r} is not a place", (), e)
 
 
