@@ -121,6 +121,7 @@ function sheet(n) {
     const tag = make("span", { class: `tag${reference ? " reference" : ""}${under ? " under" : ""}${end ? " end" : ""}`, style: `left:${100 * (end ? x2 : x1) / image.width}%;top:${100 * (under ? y2 : y1) / image.height}%;background:${tint}` },
       reference ? plain(box.label) : `${plain(box.label)} ${box.confidence === null ? "" : box.confidence.toFixed(2)}`.trim());
     tag.dataset.box = group.dataset.box;
+    tag.dataset.label = box.label;
     node.append(tag);
     if (!reference) { group.addEventListener("pointerenter", () => light({ box: number })); group.addEventListener("pointerleave", () => light(state.pinned)); }
   };
@@ -202,7 +203,7 @@ function report() {
     for (const [name, text] of Object.entries(entry.truth.sections)) other.append(make("h2", {}, title(name)), make("p", { class: "prose" }, text));
     texts.append(other);
   }
-  $("report").replaceChildren(...head, texts, make("h2", {}, "Findings"), ...findings());
+  $("report").replaceChildren(...head, texts, make("h2", {}, "What the model measures"), ...findings());
 }
 function sentence(s, i) {
   const node = make("span", { class: `sentence ${s.status}`, role: "button", tabindex: "0", "aria-pressed": "false", "aria-controls": "tray", "data-sentence": i }, s.text);
@@ -266,7 +267,7 @@ function light(what) {
     sentences = new Set(entry.sentences.flatMap((s, i) => (s.boxes.includes(what.box) ? [i] : [])));
   }
   $("stage").classList.toggle("dimmed", !!boxes && boxes.size > 0);
-  document.querySelectorAll(".stage [data-box]").forEach((node) => node.classList.toggle("on", !!boxes && boxes.has(Number(node.dataset.box))));
+  document.querySelectorAll(".stage [data-box]").forEach((node) => node.classList.toggle("on", !!boxes && (boxes.has(Number(node.dataset.box)) || (node.dataset.box.startsWith("r") && labels.has(node.dataset.label)))));
   const texts = $("texts");
   if (texts) texts.classList.toggle("dimmed", !!sentences && sentences.size > 0);
   document.querySelectorAll("[data-sentence]").forEach((node) => {
