@@ -1,8 +1,8 @@
 """Findings that a part and its state say together: "the heart is enlarged", "lungs are clear", "no abnormality".
 
 A state joins the nearest part it can be said of, not across a finding: to the left as a predicate ("the heart is
-enlarged"), to the right as the opening of a noun phrase ("enlarged heart"). A normal state is said of every part that it
-can cover.
+enlarged"), to the right as the opening of a noun phrase ("enlarged heart"). A normal state is said of every part
+that it can cover.
 """
 
 from __future__ import annotations

@@ -90,12 +90,8 @@ def _circles(graph: KnowledgeGraph) -> Iterator[Fault]:
         circle = find_circle(steps)
         if circle:
             edge = Edge(circle[-2], circle[-1], relation)
-            yield Fault(
-                f"cycle in {relation.value}: {' -> '.join(circle)}; remove one of its edges",
-                (circle[-2],),
-                edge,
-                "circle",
-            )
+            text = f"cycle in {relation.value}: {' -> '.join(circle)}; remove one of its edges"
+            yield Fault(text, (circle[-2],), edge, "circle")
 
 
 def find_circle(steps: dict[str, list[str]]) -> list[str]:

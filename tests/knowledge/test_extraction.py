@@ -1,4 +1,4 @@
-"""What the reader of reports must read: sentences with their full reading, sections, spans, and Open-i's coded labels."""
+"""What the reader of reports must read: sentences with their full reading, sections, spans, Open-i's coded labels."""
 
 from __future__ import annotations
 
