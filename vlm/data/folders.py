@@ -13,10 +13,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlm.data.images import DICOM_SUFFIXES, IMAGE_SUFFIXES, NIFTI_SUFFIXES
-from vlm.types import InputError, Study, StudyImage, View
+from vlm.data.images import DICOM_SUFFIXES, IMAGE_SUFFIXES, NIFTI_SUFFIXES, file_kind
+from vlm.types import InputError, Modality, Study, StudyImage, View
 
 MAX_TOGETHER = 8
+MAX_SLICES = 8
 MAX_FILES = 2_000_000
 SUFFIXES = IMAGE_SUFFIXES + DICOM_SUFFIXES + NIFTI_SUFFIXES
 _VIEW = re.compile(r"^(?P<stem>.+)[_\- ](?P<view>frontal|pa|ap|lateral|lat)$", re.IGNORECASE)
@@ -27,7 +28,8 @@ def read_image_file(path: Path) -> list[Study]:
     """One image file as one study; its id is the file's stem."""
     if not path.is_file():
         raise InputError(f"{path}: no such image file")
-    return [Study(stem_of(path.name), [StudyImage(path, view=view_of(path.name)[1])])]
+    file_kind(path)
+    return [Study(stem_of(path.name), _images(path))]
 
 
 def read_folder(root: Path) -> list[Study]:
@@ -45,17 +47,30 @@ def read_folder(root: Path) -> list[Study]:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     groups: dict[str, list[Path]] = {}
+    studies: list[Study] = []
     for folder, files in image_files(root):
         relative = "" if folder == root else folder.relative_to(root).as_posix()
-        if relative and len(files) <= MAX_TOGETHER and not _paired(files):
-            groups.setdefault(relative, []).extend(files)
+        series, files = _series(files)
+        for number, slices in enumerate(series, start=1):
+            name = relative or root.resolve().name
+            chosen = [StudyImage(slices[i]) for i in key_slices(len(slices))]
+            studies.append(Study(name if len(series) == 1 else f"{name}/series{number}", chosen, source=root.name))
+        paired = any(view_of(f.name)[1] for f in files)
+        if relative and len(files) <= MAX_TOGETHER and not paired:
+            groups.setdefault(relative + "/files" * bool(series), []).extend(files)
             continue
         for file in files:
-            stem = view_of(file.name)[0] if _paired(files) else stem_of(file.name)
+            stem = view_of(file.name)[0] if paired else stem_of(file.name)
             groups.setdefault(f"{relative}/{stem}" if relative else stem, []).append(file)
-    if not groups:
+    studies += [study for name, files in groups.items() if files for study in _studies(name, files, root)]
+    if not studies:
         raise InputError(f"{root}: holds no image ({', '.join(SUFFIXES)} are read)")
-    return [study for name, files in sorted(groups.items()) for study in _studies(name, files, root)]
+    return sorted(studies, key=lambda study: study.id)
+
+
+def key_slices(count: int, most: int = MAX_SLICES) -> list[int]:
+    """Indices of at most `most` of `count` slices, evenly spread, each in the middle of its part."""
+    return list(range(count)) if count <= most else [int((i + 0.5) * count / most) for i in range(most)]
 
 
 def image_files(root: Path) -> Iterator[tuple[Path, list[Path]]]:
@@ -87,10 +102,6 @@ def view_of(name: str) -> tuple[str, View | None]:
     return (match["stem"], _VIEWS[match["view"].lower()]) if match else (stem, None)
 
 
-def _paired(files: list[Path]) -> bool:
-    return any(view_of(f.name)[1] for f in files)
-
-
 def _is_image(path: Path) -> bool:
     if path.name.lower().endswith(SUFFIXES):
         return True
@@ -103,12 +114,48 @@ def _is_image(path: Path) -> bool:
         return False
 
 
+def _series(files: list[Path]) -> tuple[list[list[Path]], list[Path]]:
+    """(series of two or more CT or MR slices, each ordered by position; the other files)."""
+    from vlm.data.dicom import SliceHeader, read_slice_header
+
+    found: dict[str, list[tuple[SliceHeader, Path]]] = {}
+    for file in files if len(files) > 1 else ():
+        try:
+            if file.name.lower().endswith(IMAGE_SUFFIXES) or file_kind(file) != "DICOM":
+                continue
+            header = read_slice_header(file)
+        except InputError:
+            continue  # it stays a study of its own, and says what is wrong when it is read
+        if header.series and header.modality in (Modality.CT, Modality.MR) and header.frames == 1:
+            found.setdefault(header.series, []).append((header, file))
+    series = []
+    for slices in found.values():
+        if len(slices) > 1 and all(h.position is not None for h, _ in slices):
+            series.append([f for _, f in sorted(slices, key=lambda x: (x[0].position or 0.0, x[0].instance or 0.0))])
+    taken = {file for one in series for file in one}
+    return series, [f for f in files if f not in taken]
+
+
+def _images(path: Path) -> list[StudyImage]:
+    """The file as images: one, or the key slices of a volume."""
+    view = view_of(path.name)[1]
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        from vlm.data.nifti import count_slices
+
+        try:
+            count = count_slices(path)
+        except InputError:
+            return [StudyImage(path, view=view)]
+        return [StudyImage(path, frame=i) for i in key_slices(count)] if count > 1 else [StudyImage(path)]
+    return [StudyImage(path, view=view)]
+
+
 def _studies(name: str, files: list[Path], root: Path) -> Iterator[Study]:
     views = [view_of(f.name)[1] for f in files]
     if len(files) > 1 and len({stem_of(f.name) for f in files}) == 1:
         # a.png beside a.dcm: nothing says that the two belong together.
         for file in files:
-            yield Study(file.relative_to(root).as_posix(), [StudyImage(file)], source=root.name)
+            yield Study(file.relative_to(root).as_posix(), _images(file), source=root.name)
         return
     order = sorted(range(len(files)), key=lambda i: (views[i] is View.LATERAL, files[i].name))
-    yield Study(name, [StudyImage(files[i], view=views[i]) for i in order], source=root.name)
+    yield Study(name, [image for i in order for image in _images(files[i])], source=root.name)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vlm.data.folders import read_folder, read_image_file
 from vlm.data.openi import read_openi, read_r2gen
+from vlm.data.tabular import is_list, read_list
 from vlm.types import InputError, Study
 
 HEAD = 1 << 16
@@ -122,6 +123,14 @@ FORMATS: dict[str, Layout] = {
             "iu_xray/\n  annotation.json  images/CXR1000_IM-0003/{0,1}.png",
         ),
         Layout(
+            "list",
+            read_list,
+            is_list,
+            "your own: a JSONL or CSV file of studies with image paths relative to it (schema: vlm/data/tabular.py)",
+            'mine/\n  studies.jsonl  {"id": "s1", "images": [{"file": "a.png", "view": "frontal"}]}\n'
+            "  or studies.csv  with the columns id,image[,view,modality,patient,split,indication,findings,impression]",
+        ),
+        Layout(
             "image",
             read_image_file,
             Path.is_file,
@@ -132,8 +141,8 @@ FORMATS: dict[str, Layout] = {
             "folder",
             read_folder,
             Path.is_dir,
-            "a folder of images: each a study; a_frontal.png + a_lateral.png and small subfolders belong together",
-            "scans/\n  a_frontal.png  a_lateral.png  b.dcm  case7/{1,2}.png",
+            "a folder of images: each a study; a_frontal.png + a_lateral.png, small subfolders, CT series are joined",
+            "scans/\n  a_frontal.png  a_lateral.png  b.dcm  case7/{1,2}.png  ct/IM{1..300}.dcm",
         ),
     )
 }
