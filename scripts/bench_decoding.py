@@ -221,10 +221,9 @@ def constraint_costs(model: LlamaForCausalLM, args: argparse.Namespace, studies:
             step = (middle - plain) / (args.tokens * studies * beams) * 1e6
             way = "short way" if lean else "own forward"
             compile_time = f"{took[name]:.3f} s" if name in took else ""
-            table.add_row(
-                f"{name} ({way})", compile_time, f"{middle:.2f} s", f"{100 * (middle / plain - 1):+.1f}%", f"{step:.1f}",
-                f"{unmet[name]}/{studies}",
-            )  # fmt: skip
+            more = f"{100 * (middle / plain - 1):+.1f}%"
+            row = (f"{name} ({way})", compile_time, f"{middle:.2f} s", more, f"{step:.1f}", f"{unmet[name]}/{studies}")
+            table.add_row(*row)
     CONSOLE.print(table)
 
 

@@ -234,7 +234,8 @@ def _fitting(
     if left_out and strict:
         total = sum(spaced for spaced, _ in costs.values())
         raise InputError(
-            f"required terms take {total} tokens and max_new_tokens is {max_new_tokens}: raise it or leave out {', '.join(left_out)}"
+            f"required terms take {total} tokens and max_new_tokens is {max_new_tokens}: "
+            f"raise it or leave out {', '.join(left_out)}"
         )
     return kept, tuple(left_out)
 

@@ -124,10 +124,10 @@ def steer(
     forbidden = [TermSet(label, terms) for label in never if (terms := wording.betraying(label, allowed))]
     # What must appear must not be denied either, in so many words or by a normal state of the same part.
     normal = [TermSet(f"{label} normal", terms) for label in required if (terms := wording.denying(label))]
+    liked, disliked = (_soft(unsure, probabilities, cuts, wording, softness, sign) for sign in (1, -1))
     return Constraints(
-        must_appear=_required(required, wording, forbidden)
-        + _soft(unsure, probabilities, cuts, wording, softness, sign=1),
-        must_not_assert=(*forbidden, *normal) + _soft(unsure, probabilities, cuts, wording, softness, sign=-1),
+        must_appear=(*_required(required, wording, [*forbidden, *normal]), *liked),
+        must_not_assert=(*forbidden, *normal, *disliked),
         must_not_deny=tuple(TermSet(label, wording.names(label)) for label in required),
         repeat_sentences=False,
         negation=wording.negation,

@@ -158,11 +158,20 @@ class Tracker(ConstraintTables):
         return torch.where(missing == 0, 0.0, torch.where(usable, need - saved, need + 1))
 
     def _apt(self, before: Tracked, after: Tracked, tokens: Tensor, logprobs: Tensor) -> Tensor:
-        """Offers (B, X) that don't begin a missing required term where the model finds it absurd."""
-        missing = self.hard[:, None] & ~before.met & ~self.inside[self._meaning(before.terms)]
-        begins = missing & (self.inside[self._meaning(after.terms)] | self._pending(after))
+        """Offers (B, X) that don't begin a missing required term, or begin it again, where the model finds it
+        absurd."""
+        missing = self.hard[:, None] & ~before.met
+        under_way = missing & self.inside[self._meaning(before.terms)]
+        reached = missing & (self.inside[self._meaning(after.terms)] | self._pending(after))
+        again = (under_way & reached != 0) & (self._progress(after, missing) <= self._progress(before, missing))
+        begins = (reached & ~under_way != 0) | again
         at_start = (before.sentence == 0) & self.may_open[tokens]
-        return (begins == 0) | (logprobs >= PLAUSIBLE) | at_start
+        return ~begins | (logprobs >= PLAUSIBLE) | at_start
+
+    def _progress(self, state: Tracked, missing: Tensor) -> Tensor:
+        """Tokens that what is written saves for one of the missing terms, at most."""
+        open_sets = (missing[..., None] >> self.bits) & 1
+        return (self.saved[self.row_of[self._meaning(state.terms)]] * open_sets).amax(-1)
 
     def _in_time(
         self, before: Tracked, after: Tracked, missing: Tensor, allowed: Tensor, apt: Tensor, tokens: Tensor, step: int
@@ -178,9 +187,8 @@ class Tracker(ConstraintTables):
             missing = missing & ~self._pending(after)
             need = self._need(after, missing) + self._denial_need(after, missing)
             stops = ((missing[..., None] >> self.bits) & 1).sum(-1) - (after.sentence == 0).long()
-            idle = need == 0
-            in_comfort = (need + stops + CLOSING <= left) | idle
-            in_time = (need <= left) | idle
+            in_time = (need <= left) | (need == 0)
+            in_comfort = in_time & ((need + stops + CLOSING <= left) | (missing == 0))
             late = need + stops + CLOSING + LAST_CALL > left
             strays = (before.sentence == 0) & ~self._goes_on(after, missing)
             strays = strays & late & (missing != 0)
@@ -203,8 +211,7 @@ class Tracker(ConstraintTables):
 
     def _goes_on(self, state: Tracked, missing: Tensor) -> Tensor:
         """Whether a missing required term is under way, by however few letters."""
-        open_sets = (missing[..., None] >> self.bits) & 1
-        return ((self.saved[self.row_of[self._meaning(state.terms)]] > 0) & (open_sets > 0)).any(-1)
+        return self._progress(state, missing) > 0
 
     def _denial_need(self, state: Tracked, missing: Tensor) -> Tensor:
         """Tokens to the end of the denial that a forbidden term asks for.

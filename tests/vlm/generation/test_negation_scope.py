@@ -92,21 +92,16 @@ def test_search_keeps_what_a_reading_of_the_text_asks(seed: int) -> None:
         assert candidates[0].unmet == ()
         for candidate in candidates:
             text = compiled.table.write([token for token in candidate.tokens if token != 2])
-            assert (
-                unmet_in(
-                    compiled, text.decode(errors="surrogateescape").encode("utf-8", "surrogateescape").decode("latin-1")
-                )
-                == candidate.unmet
-                or not text.isascii()
-            )
+            if text.isascii():
+                assert unmet_in(compiled, text.decode()) == candidate.unmet
 
 
 def test_bad_constraints_are_refused_in_one_line() -> None:
     tokenizer = byte_level()
     with pytest.raises(InputError, match="empty or has no letter"):
         TermSet("x", ("",))
+    both = Constraints(must_appear=(TermSet("a", ("mass",)),), must_not_assert=(TermSet("b", ("Mass",)),))
     with pytest.raises(InputError, match="contradicts must_not_assert"):
-        both = Constraints(must_appear=(TermSet("a", ("mass",)),), must_not_assert=(TermSet("b", ("Mass",)),))
         compile_constraints(both, tokenizer, 20)
     with pytest.raises(InputError, match="twice"):
         Constraints(must_appear=(TermSet("a", ("mass",)), TermSet("a", ("nodule",))))
@@ -122,11 +117,10 @@ def test_bad_constraints_are_refused_in_one_line() -> None:
         BeamSettings(num_beams=0, eos_token_ids=(2,))
     with pytest.raises(InputError, match="eos_token_ids is empty"):
         BeamSettings()
+    settings = BeamSettings(eos_token_ids=(2,), max_new_tokens=3)
+    mask = torch.tensor([[1, 0]])
     with pytest.raises(InputError, match="pad prompts on the left"):
-        settings = BeamSettings(eos_token_ids=(2,), max_new_tokens=3)
-        beam_search(
-            random_model("byte"), settings, input_ids=torch.tensor([[5, 6]]), attention_mask=torch.tensor([[1, 0]])
-        )
+        beam_search(random_model("byte"), settings, input_ids=torch.tensor([[5, 6]]), attention_mask=mask)
 
 
 def test_constraints_survive_json() -> None:

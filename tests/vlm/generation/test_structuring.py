@@ -43,7 +43,7 @@ def evidence() -> Evidence:
 
 
 def test_each_sentence_gets_its_status_labels_and_boxes() -> None:
-    text = "The heart is enlarged. There is a right pleural effusion. There is a pneumothorax. No effusion. The tie is red."
+    text = "The heart is enlarged. There is a right pleural effusion. There is a pneumothorax. No effusion. A red tie."
     found = structurer().sentences({"findings": text}, evidence())
     assert [s.status for s in found] == ["supported", "supported", "contradicted", "contradicted", "unsupported"]
     assert found[0].labels == ("cardiomegaly",)
