@@ -19,10 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydicom import dcmread
+
 from vlm import __version__
+from vlm.data.dicom_tags import flips_of
 from vlm.data.examples import choose_views
 from vlm.data.files import read_json, write_atomic
-from vlm.data.images import load_image
+from vlm.data.images import file_kind, load_image
 from vlm.data.phantom import write_phantom
 from vlm.data.sources import read_studies
 from vlm.data.windows import window_of
@@ -36,7 +39,7 @@ from vlm.export.files import file_stem
 from vlm.export.html import failure_entry, page_entry, read_entries, write_page
 from vlm.export.jsonl import GrowingFile, read_rows, report_from_dict, report_to_dict, write_rows
 from vlm.pipeline import FailedStudy, GenerationSettings, Pipeline
-from vlm.types import InputError, Report, Study
+from vlm.types import InputError, Report, Study, StudyImage
 
 MAX_ON_PAGE = 1000
 SPOOL = ".index.jsonl"
@@ -147,8 +150,8 @@ def run_batch(pipeline: Pipeline, studies: Sequence[Study], job: Job, watch: Wat
     with GrowingFile(reports_file) as reports, _spool(job.out) as spool:
         earlier = sum(study.id in reports.done for study in studies)
         todo = [study for study in studies if study.id not in reports.done]
-        for study in studies if watch is not None else ():
-            if study.id in reports.done:
+        for study in studies:
+            if watch is not None and study.id in reports.done:
                 watch(study, None)
         try:
             for study, result in pipeline.reports(todo, job.settings):
@@ -209,8 +212,15 @@ def _write_report(
     if job.fhir:
         write_fhir(job.out / "fhir" / f"{file_stem(study.id)}.json", report, seen, pipeline.checkpoint.hash)
     if job.dicom_sr:
-        write_dicom_sr(job.out / "sr" / f"{file_stem(study.id)}.dcm", report, seen)
+        write_dicom_sr(job.out / "sr" / f"{file_stem(study.id)}.dcm", report, seen, [_flips(i) for i in images])
     reports.append(report_to_dict(report, seen))
+
+
+def _flips(image: StudyImage) -> tuple[bool, bool]:
+    """Whether the display mirrors a DICOM file's columns and rows; no other file is mirrored."""
+    if image.path is None or file_kind(image.path) != "DICOM":
+        return False, False
+    return flips_of(dcmread(image.path, stop_before_pixels=True, force=True), image.frame or 0)
 
 
 def _finish(

@@ -18,8 +18,10 @@ def demo(
     from rich.console import Console
     from rich.table import Table
 
+    from vlm.cli.progress import calm_libraries, watching
+
+    calm_libraries()
     from vlm.batch import run_demo
-    from vlm.cli.progress import watching
 
     with watching(n) as watch:
         result = run_demo(out, n, seed, checkpoint, watch)

@@ -35,8 +35,10 @@ def generate(
     """Write reports with their evidence; a call that was interrupted is taken up where it stopped."""
     from rich.console import Console
 
+    from vlm.cli.progress import calm_libraries, watching
+
+    calm_libraries()
     from vlm.batch import Job, gather_studies, run_batch
-    from vlm.cli.progress import watching
     from vlm.pipeline import GenerationSettings, Pipeline
 
     studies = gather_studies(paths, format, split, window, limit)

@@ -20,3 +20,16 @@ def watching(total: int) -> Iterator[Callable[[Any, Any], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("studies", total=total)
         yield lambda study, result: progress.advance(task)
+
+
+def calm_libraries() -> None:
+    """Keeps the notes of the libraries underneath (weights loaded, optional kernels absent) off the terminal."""
+    import logging
+    import warnings
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -42,6 +42,7 @@ _SIDES = {
     "right": ("24028007", "SCT", "Right"),
     "bilateral": ("51440002", "SCT", "Bilateral"),
 }
+Flips = Sequence[tuple[bool, bool]]
 _ONE = ("1", "UCUM", "no units")
 
 
@@ -91,7 +92,7 @@ def _number(relation: str, name: tuple[str, str, str], value: float) -> Dataset:
 def _references(study: Study) -> list[Dataset | None]:
     """For each image its study, series and instance UID and its class, or None when it is no DICOM file."""
     found: list[Dataset | None] = []
-    wanted = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+    wanted = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Rows", "Columns")
     for image in study.images:
         reference = None
         if image.path is not None and image.path.is_file():
@@ -107,13 +108,17 @@ def _references(study: Study) -> list[Dataset | None]:
     return found
 
 
-def _box_item(box: Box, reference: Dataset | None, frame: int | None) -> Dataset:
+def _box_item(box: Box, reference: Dataset | None, frame: int | None, flips: tuple[bool, bool]) -> Dataset:
     if reference is None:
         place = " ".join(f"{v:.1f}" for v in box.xyxy)
         return _text(
             "HAS PROPERTIES", ("box", _PRIVATE, "Box"), f"image {box.image + 1}, x1 y1 x2 y2 in pixels: {place}"
         )
     x1, y1, x2, y2 = box.xyxy
+    if flips[0]:
+        x1, x2 = reference.Columns - x2, reference.Columns - x1
+    if flips[1]:
+        y1, y2 = reference.Rows - y2, reference.Rows - y1
     image = _item("IMAGE", "SELECTED FROM", None)
     selected = Dataset()
     selected.ReferencedSOPClassUID, selected.ReferencedSOPInstanceUID = reference.SOPClassUID, reference.SOPInstanceUID
@@ -127,7 +132,9 @@ def _box_item(box: Box, reference: Dataset | None, frame: int | None) -> Dataset
     return region
 
 
-def _finding_item(finding: Finding, report: Report, study: Study, references: Sequence[Dataset | None]) -> Dataset:
+def _finding_item(
+    finding: Finding, report: Report, study: Study, references: Sequence[Dataset | None], flips: Flips
+) -> Dataset:
     meaning = finding.label.replace("_", " ").capitalize()
     value = (hashlib.sha256(finding.label.encode()).hexdigest()[:16], _PRIVATE, meaning)
     item = _coded("CONTAINS", _FINDING, value)
@@ -142,7 +149,8 @@ def _finding_item(finding: Finding, report: Report, study: Study, references: Se
         box = report.boxes[index]
         known = box.image < len(references)
         frame = study.images[box.image].frame if known else None
-        properties.append(_box_item(box, references[box.image] if known else None, frame))
+        turned = flips[box.image] if known and flips else (False, False)
+        properties.append(_box_item(box, references[box.image] if known else None, frame, turned))
     if properties:
         item.ContentSequence = properties
     return item
@@ -170,12 +178,14 @@ def _evidence(references: Iterable[Dataset]) -> list[Dataset]:
     return out
 
 
-def dicom_sr(report: Report, study: Study, made: datetime | None = None) -> FileDataset:
+def dicom_sr(report: Report, study: Study, flips: Flips = (), made: datetime | None = None) -> FileDataset:
     """A report as a Comprehensive SR document.
 
     Args:
         report: its findings that are present or uncertain, or have a box, become content items.
         study: its DICOM files, where it has some, are the evidence.
+        flips: for each image whether its display mirrors the stored columns and rows; a region counts stored pixels.
+            Empty: none does.
         made: content date and time; None for now.
     """
     made = made or datetime.now()
@@ -207,13 +217,13 @@ def dicom_sr(report: Report, study: Study, made: datetime | None = None) -> File
     document.ConceptNameCodeSequence = [_code("18748-4", "LN", "Diagnostic imaging study")]
     content = [_text("CONTAINS", _SECTIONS.get(n, _SECTIONS["findings"]), t) for n, t in report.sections.items() if t]
     stated = [f for f in report.findings if f.certainty in (Certainty.PRESENT, Certainty.UNCERTAIN) or f.boxes]
-    content += [_finding_item(f, report, study, references) for f in stated]
+    content += [_finding_item(f, report, study, references, flips) for f in stated]
     document.ContentSequence = content
     return document
 
 
-def write_dicom_sr(path: Path, report: Report, study: Study, made: datetime | None = None) -> None:
+def write_dicom_sr(path: Path, report: Report, study: Study, flips: Flips = ()) -> None:
     """Writes `dicom_sr` as a DICOM file, whole or not at all."""
-    document = dicom_sr(report, study, made)
+    document = dicom_sr(report, study, flips)
     with whole_file(path) as file:
         document.save_as(file, enforce_file_format=True)

@@ -91,6 +91,14 @@ function stage() {
   const shown = entry.images.map((_, n) => n).filter((n) => state.only === null || state.only === n);
   $("stage").className = shown.length > 2 ? "stage four" : "stage";
   $("stage").replaceChildren(...shown.map(sheet));
+  fitTags();
+}
+function fitTags() {
+  // A name that would leave its image at the right is moved to end there.
+  document.querySelectorAll(".sheet .tag").forEach((tag) => {
+    const room = tag.parentElement.clientWidth - tag.offsetWidth;
+    if (room > 0 && tag.offsetLeft > room) { tag.style.left = `${room}px`; }
+  });
 }
 function sheet(n) {
   const image = state.entry.images[n];
@@ -117,8 +125,7 @@ function sheet(n) {
     }
     svg.append(group);
     const under = reference ? y2 / image.height < 0.93 : y1 / image.height < 0.06;
-    const end = x1 / image.width > 0.78;
-    const tag = make("span", { class: `tag${reference ? " reference" : ""}${under ? " under" : ""}${end ? " end" : ""}`, style: `left:${100 * (end ? x2 : x1) / image.width}%;top:${100 * (under ? y2 : y1) / image.height}%;background:${tint}` },
+    const tag = make("span", { class: `tag${reference ? " reference" : ""}${under ? " under" : ""}`, style: `left:${100 * x1 / image.width}%;top:${100 * (under ? y2 : y1) / image.height}%;background:${tint}` },
       reference ? plain(box.label) : `${plain(box.label)} ${box.confidence === null ? "" : box.confidence.toFixed(2)}`.trim());
     tag.dataset.box = group.dataset.box;
     tag.dataset.label = box.label;
@@ -328,6 +335,7 @@ $("truth").addEventListener("click", () => flip("truth"));
 $("noheat").addEventListener("click", () => showHeat(null));
 $("help").addEventListener("click", () => $("legend").showModal());
 $("search").addEventListener("input", filter);
+window.addEventListener("resize", () => { if (state.entry) { stage(); light(state.pinned); } });
 $("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
 let remembered = null;
 try { remembered = localStorage.getItem("radscribe-theme"); } catch (error) { /* no storage: follow the system */ }
