@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from knowledge.phrases import Phrase, Reading
 
+_DISTANCES = ("above", "below", "from", "proximal", "distal", "to", "past", "beyond")
 UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0}
 
 
@@ -38,7 +39,13 @@ def _owners(clause: list[Phrase], i: int, by_index: dict[int, Reading], adjectiv
         roles = clause[j].roles
         if j in by_index:
             return [by_index[j]]
-        if "verb" in roles or "comma" in roles or "ends" in roles or "negates_after" in roles:
+        if (
+            "verb" in roles
+            or "comma" in roles
+            or "ends" in roles
+            or "negates_after" in roles
+            or "hedges_after" in roles
+        ):
             break
     for j in range(i - 1, -1, -1):
         if j in by_index:
@@ -60,9 +67,14 @@ def measures(clause: list[Phrase], words: list[str], found: list[Reading]) -> No
         unit = UNITS.get(words[i + 1])
         if unit is None or not words[i][0].isdigit():
             continue
+        after = words[i + 2] if i + 2 < len(words) else ""
+        if after in _DISTANCES:
+            continue  # "4 cm above the carina" is where something is, not how large
         value, j = float(words[i]) * unit, i
         while j >= 2 and words[j - 1] in ("x", "by") and words[j - 2][0].isdigit():
             j -= 2
             value = max(value, float(words[j]) * unit)
-        near = min(found, key=lambda r: min(abs(r.start - i), abs(i - r.end)))
+        right = [r for r in found if r.start > i]
+        leads = after == "of" or (j and words[j - 1] in ("with", "a", "an"))  # "with 8 mm of midline shift"
+        near = min(right if leads and right else found, key=lambda r: min(abs(r.start - i), abs(i - r.end)))
         near.measure_mm = max(value, near.measure_mm or 0.0)

@@ -13,6 +13,7 @@ from knowledge.phrases import Phrase, Reading, cue_before, next_roles
 
 PRESENT, ABSENT = Certainty.PRESENT, Certainty.ABSENT
 REACH = 12  # words between a state and what it is said of
+_WIDE = ("lung", "thorax", "abdomen", "cardiopulmonary", "blood_vessel", "body")
 Table = dict[tuple[str, str], tuple[Composite, ...]]
 _STOPS_NOUN_PHRASE = frozenset({"verb", "ends", "negates_near", "asserts", "hedges_after", "negates_after"})
 _CROSS_VERBS = ("tip",)  # "the tip is in the superior vena cava" says the same as "tip in the superior vena cava"
@@ -30,7 +31,7 @@ def composites(clause: list[Phrase], lexicon: Lexicon) -> list[Reading]:
             head = clause[j]
             for composite in _meanings(head, quality, table):
                 fixed = composite.certainty is ABSENT
-                if fixed and (_negated_state(clause, i, p) or "adjective" in head.roles or _only_the_rest(clause, i)):
+                if fixed and (_negated_state(clause, i, p) or _too_wide(head) or _only_the_rest(clause, i)):
                     continue
                 r = Reading(composite.concept, min(p.start, head.start), max(p.end, head.end), i, composite.certainty)
                 r.fixed = fixed
@@ -67,7 +68,8 @@ def _heads_left(clause: list[Phrase], i: int, quality: str, table: Table) -> lis
         if clause[i].start - other.end > REACH or ("ends" in other.roles and "verb" not in other.roles):
             break
         meanings = _meanings(other, quality, table)
-        if meanings and not ("adjective" in other.roles and clause[i].start - other.end > 2):
+        normal = all(m.certainty is ABSENT for m in meanings)
+        if meanings and (normal or "adjective" not in other.roles or clause[i].start - other.end <= 2):
             found.append(j)
             if any(m.certainty is not ABSENT for m in meanings):
                 break
@@ -111,6 +113,11 @@ def _negated_state(clause: list[Phrase], i: int, p: Phrase) -> bool:
         and p.start - before.end <= 1
         and ("negates_near" in before.roles or before.roles.get("negates_after") == "not")
     )
+
+
+def _too_wide(head: Phrase) -> bool:
+    """Whether an adjective says too little to deny anything: "pulmonary XXXX are normal" may be about the vessels."""
+    return "adjective" in head.roles and head.roles.get("place") in _WIDE
 
 
 def _only_the_rest(clause: list[Phrase], i: int) -> bool:

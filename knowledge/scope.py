@@ -18,6 +18,10 @@ from knowledge.phrases import Phrase, Reading, cue_before, next_roles
 
 PRESENT, ABSENT, UNCERTAIN = Certainty.PRESENT, Certainty.ABSENT, Certainty.UNCERTAIN
 _CHANGES = ("new", "unchanged", "increased_change", "decreased_change", "removed", "past")
+# a list of places ("the heart, mediastinum and hila are normal") has said nothing before its verb
+_SAYS = frozenset(
+    {"finding", "verb", "quality", "asserts", "negates_after", "negates_before", "hedges_after", "generic"}
+)
 _OPEN_LISTS = ("differential", "consideration", "includes")  # what follows is a list of possibilities to its end
 
 
@@ -54,7 +58,8 @@ def clauses(phrases: list[Phrase]) -> list[list[Phrase]]:
     out: list[list[Phrase]] = []
     current: list[Phrase] = []
     for i, p in enumerate(phrases):
-        if "break" in p.roles or (("comma" in p.roles or "and" in p.roles) and _new_statement(phrases, i)):
+        joins = ("comma" in p.roles or "and" in p.roles) and any(not _SAYS.isdisjoint(q.roles) for q in current)
+        if "break" in p.roles or (joins and _new_statement(phrases, i)):
             out.append(current)
             current = []
         current.append(p)
