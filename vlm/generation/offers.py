@@ -1,0 +1,184 @@
+"""Which continuations a step may choose from: the best of each study, less what constraints refuse, with what they ask
+for.
+
+Shapes: `B` studies, `K` beams, `M` tokens of a beam, `X` offers of a study, `C` of them kept, `A` asked for, `V`
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm.generation.banks import share_out
+from vlm.generation.settings import BeamSettings
+from vlm.generation.tracker import Tracked, Tracker
+
+NEVER = -1.0e9
+"""Score of what can't be chosen; transformers' value, so that sums round alike."""
+
+SPARE = 32
+"""Offers of a study beyond what plain search can use, so that a few forbidden ones seldom mean a second look."""
+
+ASKED = 3
+"""Offers that required terms may bring in, as a multiple of those kept."""
+
+
+@dataclass(slots=True)
+class Offers:
+    """Continuations that the search may choose from: (B, X) each, X = K * M, or C once chosen."""
+
+    scores: Tensor  # running score with soft weights, NEVER or less where not allowed
+    logprobs: Tensor
+    beams: Tensor
+    tokens: Tensor
+    tracked: Tracked | None = None
+
+    def join(self, other: Offers, usable: Tensor) -> Offers:
+        """These and the `usable` ones of others, both without constraint states."""
+        scores = torch.cat([self.scores, other.scores.masked_fill(~usable, -math.inf)], 1)
+        pairs = ((self.logprobs, other.logprobs), (self.beams, other.beams), (self.tokens, other.tokens))
+        joined = [torch.cat(pair, 1) for pair in pairs]
+        return Offers(scores, joined[0], joined[1], joined[2])
+
+    def pick(self, index: Tensor) -> Offers:
+        tracked = self.tracked.pick(index) if self.tracked else None
+        scores, logprobs, beams, tokens = (
+            f.gather(1, index) for f in (self.scores, self.logprobs, self.beams, self.tokens)
+        )
+        return Offers(scores, logprobs, beams, tokens, tracked)
+
+
+@dataclass(slots=True)
+class Running:
+    """The beams that go on.
+
+    Args:
+        tokens: (B, K, T) new tokens, filled up behind `step`.
+        scores: (B, K) float32, log probability and soft weights.
+        logprobs: (B, K) float32.
+        tracked: their constraint states, (B, K).
+        step: number of new tokens.
+    """
+
+    tokens: Tensor
+    scores: Tensor
+    logprobs: Tensor
+    tracked: Tracked | None
+    step: int = 0
+
+
+class Proposer:
+    """Offers for every step of one search.
+
+    Args:
+        settings: of the search.
+        tracker: its constraints, or None.
+        ends: (V,) bool, the end tokens.
+        prompt_ids: (B, N), counted in n-gram blocking; None for a prompt of embeddings.
+    """
+
+    def __init__(
+        self, settings: BeamSettings, tracker: Tracker | None, ends: Tensor, prompt_ids: Tensor | None
+    ) -> None:
+        self.settings, self.tracker, self.ends, self.prompt_ids = settings, tracker, ends, prompt_ids
+        self.keep = max(2, 1 + len(settings.eos_token_ids)) * settings.num_beams  # C
+
+    def propose(self, logits: Tensor, beams: Running) -> Offers:
+        """The C continuations that go on: from each beam's best tokens, and from those that a constraint asks for."""
+        if logits.shape[1] == 1 and self.settings.num_beams > 1:
+            logits = logits.expand(-1, self.settings.num_beams, -1)
+        total = torch.logsumexp(logits, -1, keepdim=True)  # (B, K, 1)
+        logits = self._block(logits, beams)
+        if self.tracker is not None and beams.tracked is not None:
+            return self._bound_offers(logits, total, beams, self.tracker, beams.tracked)
+        pool = self._pool(logits, total, beams, min(self.keep, logits.shape[1] * logits.shape[-1]))
+        pool.logprobs = pool.logprobs + beams.logprobs.gather(1, pool.beams)
+        return pool
+
+    def _pool(self, logits: Tensor, total: Tensor, beams: Running, count: int) -> Offers:
+        """The best `count` continuations of each study, best first."""
+        values, tokens = logits.topk(min(count, logits.shape[-1]), dim=-1)  # (B, K, M)
+        logprobs = values - total
+        own = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None].expand_as(tokens)
+        scores, order = (logprobs + beams.scores[:, :, None]).flatten(1).topk(min(count, tokens[0].numel()))
+        chosen = [field.flatten(1).gather(1, order) for field in (logprobs, own, tokens)]
+        return Offers(scores, chosen[0], chosen[1], chosen[2])  # logprobs are the tokens' own here
+
+    def _bound_offers(
+        self, logits: Tensor, total: Tensor, beams: Running, tracker: Tracker, tracked: Tracked
+    ) -> Offers:
+        """The C continuations that go on under constraints: of the best ones, and of those that a constraint asks for.
+
+        A study of whose best too many are refused gets four times as many, so what is kept is what a search through
+        the whole vocabulary would keep.
+        """
+        size = logits.shape[1] * logits.shape[-1]
+        wanted = min(size, self.keep)
+        count = min(size, wanted + SPARE)
+        enough = torch.full((len(logits),), count, device=logits.device)  # (B,) offers that each study looks at
+        asked = self._asked(logits, total, beams, tracker, tracked)
+        while True:
+            pool = self._pool(logits, total, beams, count)
+            looked = torch.arange(count, device=logits.device) < enough[:, None]
+            least = pool.scores.gather(1, enough[:, None] - 1)
+            offers = pool if asked is None else pool.join(asked, asked.scores < least)
+            before = tracked.pick(offers.beams)
+            after, allowed, banned = tracker.advance(
+                before, offers.tokens, offers.logprobs, offers.scores > NEVER / 2, beams.step
+            )
+            lost = (banned[:, :count] & looked & (pool.scores > NEVER / 2)).sum(1)
+            short = (lost > enough - wanted) & (enough < size)
+            if not bool(short.any()):
+                break
+            enough = torch.where(short, (4 * enough).clamp(max=size), enough)
+            count = int(enough.max())
+        allowed[:, :count] &= looked
+        bonus = tracker.bonus(before, after, offers.tokens)
+        offers.scores = offers.scores.masked_fill(~allowed, -math.inf) + bonus
+        offers.logprobs = offers.logprobs + beams.logprobs.gather(1, offers.beams)
+        offers.tracked = after
+        if tracker.has_must:
+            return offers.pick(share_out(offers.scores, tracker.levels(after), tracker.max_level, self.keep))
+        return offers.pick(offers.scores.topk(min(self.keep, offers.scores.shape[1]))[1])
+
+    def _asked(
+        self, logits: Tensor, total: Tensor, beams: Running, tracker: Tracker, tracked: Tracked
+    ) -> Offers | None:
+        """Each beam's best token and the tokens that bring a missing required term on; the best of them."""
+        tokens = tracker.advancing(tracked, beams.step)  # (B, K, A), -1 for none
+        if tokens is None:
+            return None
+        tokens = torch.cat([logits.argmax(-1, keepdim=True), tokens], -1)
+        tokens[..., 1:].masked_fill_(tokens[..., 1:] == tokens[..., :1], -1)
+        logprobs = logits.gather(-1, tokens.clamp(min=0)) - total
+        scores = (logprobs + beams.scores[:, :, None]).masked_fill(tokens < 0, -math.inf).flatten(1)
+        # Near the end it may be any of them that is still in time.
+        most = scores.shape[1] if tracker.is_late(beams.step) else max(32, ASKED * self.keep)
+        scores, order = scores.topk(min(most, scores.shape[1]))
+        own = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None].expand_as(tokens)
+        chosen = [field.flatten(1).gather(1, order) for field in (logprobs, own, tokens.clamp(min=0))]
+        return Offers(scores, chosen[0], chosen[1], chosen[2])
+
+    def _block(self, logits: Tensor, beams: Running) -> Tensor:
+        """Logits without end tokens before the minimum length and without tokens that would repeat an n-gram."""
+        size = self.settings.no_repeat_ngram_size
+        early = beams.step < self.settings.min_new_tokens
+        if early:
+            logits = logits.masked_fill(self.ends, -math.inf)
+        history = beams.tokens[:, :, : beams.step]
+        if size and self.prompt_ids is not None:
+            prompt = self.prompt_ids[:, None].expand(-1, history.shape[1], -1)
+            history = torch.cat([prompt, history], -1)
+        if not size or history.shape[-1] < size:
+            return logits
+        windows = history.unfold(-1, size, 1)  # (B, K, W, n)
+        prefix = history[..., history.shape[-1] + 1 - size :]
+        repeated = (windows[..., :-1] == prefix[:, :, None]).all(-1)
+        spare = logits.shape[-1]
+        banned = torch.zeros(*logits.shape[:-1], spare + 1, dtype=torch.bool, device=logits.device)
+        banned.scatter_(-1, windows[..., -1].where(repeated, spare), True)
+        return logits.masked_fill(banned[..., :spare], -math.inf)
