@@ -1,14 +1,12 @@
 """Beam search over any causal LM: without constraints what transformers' `generate(num_beams=k)` returns, with them
 what must hold.
 
-The scoring, the order of hypotheses and the three ways to stop early follow transformers 5
-(`GenerationMixin._beam_search`). Three things differ. All beams of a step are one forward pass over a tree
-(`tree_cache.py`). Each beam offers its best tokens only, and more of them when constraints took too many away, so a
-lexicon's size never enters a step. And with terms that must appear, beams are shared out over how far they have come
-(`banks.py`; dynamic beam allocation, Post and Vilar 2018).
+The scoring, the order of answers and the three ways to stop early follow transformers 5 (`_beam_search`). Three things
+differ. All beams of a step are one forward pass over a tree (`tree_cache.py`). Constraints look at the best offers of a
+study only, and at more of them when they refused too many (`offers.py`), so a lexicon's size never enters a step. And
+with terms that must appear, beams are shared out over how far they have come (`banks.py`).
 
-Shapes: `B` studies, `K` beams, `M` tokens that a beam offers, `C` candidates that a study keeps, `T` new tokens, `V`
-vocabulary.
+Shapes: `B` studies, `K` beams, `C` offers that a study keeps, `T` new tokens, `V` vocabulary.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ among its ancestors. The K newest tokens of a study are K queries of one sequenc
 the prompt and its own ancestors. Reordering beams reorders rows of that mask, never keys or values, and the slots of
 dead branches are written again.
 
-Worked example, K = 2, prompt of 3: after two steps beam 0 = a b, beam 1 = a c share `a`. Slots: 0-2 prompt, 3 = a, 4 =
-the token of a beam that died, 5 = b, 6 = c. The mask of beam 0 is 1110 reading `prompt, a, -, b, -` = 111 1 0 1 0; the
-next token takes slot 4.
+Worked example, K = 2 and a prompt of 3 in slots 0 to 2: after two steps beam 0 has written `a b` and beam 1 `a c`, both
+behind the same `a` in slot 3; slot 4 held a token whose beam has died, `b` is in slot 5 and `c` in slot 6. Beam 0 sees
+slots 0 1 2 3 5, beam 1 sees 0 1 2 3 6, and the next tokens take the slots 4 and 7.
 
 Departs from SpecInfer's tree attention (Miao et al. 2024) in that slots are reused and nothing is ever verified or
 rolled back.
