@@ -94,6 +94,8 @@ class StudyImage:
         window: (centre, width) in Hounsfield units, or a name, asked for by the user; None for the reader's default.
         frame: which frame of a multi-frame file, or which slice of a volume (so that a box names its slice); None for
             the only one.
+        masked: rectangles (x1, y1, x2, y2) in shares of width and height that are blackened once the image is read:
+            text that was burnt in.
     """
 
     path: Path | None = None
@@ -103,6 +105,7 @@ class StudyImage:
     spacing_mm: tuple[float, float] | None = None
     window: tuple[float, float] | str | None = None
     frame: int | None = None
+    masked: tuple[tuple[float, float, float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,13 +64,30 @@ def load_image(image: StudyImage) -> StudyImage:
     if image.path is None:
         raise InputError("an image of the study has neither a path nor pixels")
     read = read_image(image.path, image.window, image.frame)
+    assert read.pixels is not None
     return replace(
         read,
+        pixels=blackened(read.pixels, image.masked) if image.masked else read.pixels,
+        masked=image.masked,
         view=image.view or read.view,
         modality=image.modality or read.modality,
         spacing_mm=image.spacing_mm or read.spacing_mm,
         window=image.window,
     )
+
+
+def blackened(pixels: np.ndarray, rectangles: tuple[tuple[float, float, float, float], ...]) -> np.ndarray:
+    """Sets rectangles to black; a pixel that a rectangle touches is covered whole.
+
+    Args:
+        pixels: (H, W) float32; changed in place.
+        rectangles: x1, y1, x2, y2 in shares of width and height.
+    """
+    height, width = pixels.shape
+    for x1, y1, x2, y2 in rectangles:
+        top, bottom = int(np.floor(y1 * height)), int(np.ceil(y2 * height))
+        pixels[top:bottom, int(np.floor(x1 * width)) : int(np.ceil(x2 * width))] = 0
+    return pixels
 
 
 def check_image(pixels: np.ndarray, name: str) -> None:

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm.data.coco import is_coco, read_coco
 from vlm.data.folders import read_folder, read_image_file
+from vlm.data.medpix import is_medpix, read_medpix
 from vlm.data.openi import read_openi, read_r2gen
+from vlm.data.slake import is_slake, read_slake
 from vlm.data.tabular import is_list, read_list
 from vlm.types import InputError, Study
 
@@ -121,6 +124,27 @@ FORMATS: dict[str, Layout] = {
             _is_r2gen,
             "R2Gen's split file with reports and images",
             "iu_xray/\n  annotation.json  images/CXR1000_IM-0003/{0,1}.png",
+        ),
+        Layout(
+            "slake",
+            read_slake,
+            is_slake,
+            "SLAKE: CT, MR and X-ray with organ and lesion boxes",
+            "slake/\n  imgs/xmlab1/{source.jpg,detection.json,question.json}",
+        ),
+        Layout(
+            "medpix",
+            read_medpix,
+            is_medpix,
+            "MedPix cases: CT and MR with captions; burnt-in names are blackened",
+            "medpix/\n  cases.jsonl  images/MPX1009_synpic46283.jpg",
+        ),
+        Layout(
+            "coco",
+            read_coco,
+            is_coco,
+            "COCO boxes, TBX11K and KSSD among them; the split is the file's name",
+            "tbx11k/\n  train.json  [val.json]  images/tb0005.jpg",
         ),
         Layout(
             "list",

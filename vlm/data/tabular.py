@@ -29,7 +29,7 @@ from vlm.types import SECTIONS, Box, Finding, InputError, Modality, Study, Study
 
 NEEDED = ("id", "image")
 _KEYS = {"id", "images", "clinical", "findings", "boxes", "report", "patient", "split", "source"}
-_IMAGE_KEYS = {"file", "view", "modality", "spacing_mm", "window", "frame"}
+_IMAGE_KEYS = {"file", "view", "modality", "spacing_mm", "window", "frame", "masked"}
 _SIDES = ("left", "right", "bilateral")
 _CHECKED = 20
 _Value = TypeVar("_Value", bound=StrEnum)
@@ -120,6 +120,7 @@ def _image_record(image: StudyImage, study: str, folder: Path) -> dict[str, Any]
         "spacing_mm": image.spacing_mm,
         "window": image.window,
         "frame": image.frame,
+        "masked": image.masked or None,
     }
     return {key: value for key, value in record.items() if value is not None}
 
@@ -193,6 +194,12 @@ class _Line:
             self.fail(f"{key!r} is not a list of {count} numbers")
         return tuple(float(x) for x in value)
 
+    def rectangle(self, value: Any) -> tuple[float, float, float, float]:
+        x1, y1, x2, y2 = self.numbers(value, 4, "masked")
+        if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
+            self.fail("'masked' is left, top, right, bottom in shares of the image, from 0 to 1")
+        return x1, y1, x2, y2
+
     def share(self, record: dict[str, Any], key: str) -> float | None:
         value = record.get(key)
         if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
@@ -256,6 +263,7 @@ def _image(entry: dict[str, Any], line: _Line) -> StudyImage:
         spacing_mm=spacing,
         window=window,
         frame=None if entry.get("frame") is None else line.whole(entry["frame"], "frame"),
+        masked=tuple(line.rectangle(x) for x in entry.get("masked") or ()),
     )
 
 
