@@ -266,7 +266,7 @@ def finish(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> np.ndarray
     hu = canvas.hu
     tissue = (hu > -200).astype(np.float32)
     hu += tissue * cloud(rng, size, 40) * np.float32(7)
-    hu = cv2.GaussianBlur(hu, (0, 0), float(rng.uniform(0.6, 0.85)))
+    hu = cv2.GaussianBlur(hu, (0, 0), float(rng.uniform(0.6, 0.85))).astype(np.float32, copy=False)
     white = rng.standard_normal((size, size), dtype=np.float32)
     fine, coarse = cv2.GaussianBlur(white, (0, 0), 0.75), cv2.GaussianBlur(white, (0, 0), 2.2)
     noise = (fine - np.float32(0.6) * coarse) * np.float32(rng.uniform(20, 60))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 ROOT = "1.2.826.0.1.3680043.10.1581"
 """Prefix of the phantom's identifiers; pydicom's own example root with a number below it."""
@@ -21,9 +21,9 @@ def write_slice(path: Path, hu: np.ndarray, spacing_mm: tuple[float, float], see
     """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = f"{ROOT}.{seed}.{index}.1.1"
+    meta.MediaStorageSOPInstanceUID = UID(f"{ROOT}.{seed}.{index}.1.1")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = f"{ROOT}.1"
+    meta.ImplementationClassUID = UID(f"{ROOT}.1")
     data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     data.SpecificCharacterSet = "ISO_IR 100"
     data.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]

@@ -122,12 +122,15 @@ def tube(path: np.ndarray, radius: float | np.ndarray, pointed: bool = False) ->
     return np.concatenate([path + normal * width[:, None], (path - normal * width[:, None])[::-1]])
 
 
-def curve_between(a: np.ndarray, b: np.ndarray, bend: float, steps: int = 10) -> np.ndarray:
+def curve_between(
+    a: np.ndarray | tuple[float, float], b: np.ndarray | tuple[float, float], bend: float, steps: int = 10
+) -> np.ndarray:
     """A bent path (steps, 2) from a to b; `bend` is the height of its bow as a fraction of its length."""
     t = np.linspace(0, 1, steps)[:, None]
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    across = np.array([-(b - a)[1], (b - a)[0]])
-    return a + (b - a) * t + across * (bend * 4 * t * (1 - t))
+    start, end = np.asarray(a, float), np.asarray(b, float)
+    along = end - start
+    across = np.array([-along[1], along[0]])
+    return start + along * t + across * (bend * 4 * t * (1 - t))
 
 
 def shrink(points: np.ndarray, by: float | np.ndarray) -> np.ndarray:

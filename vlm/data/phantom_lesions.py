@@ -136,7 +136,7 @@ class LesionPainter:
             tip = origin + outline[i] * rng.uniform(1.25, 1.55) + rng.normal(0, 1, 2)
             ends = [tuple(np.round(p * 16).astype(int).tolist()) for p in (origin + outline[i] * 0.7, tip)]
             cv2.line(strands, ends[0], ends[1], 150, 1, cv2.LINE_AA, 4)
-        alpha = np.zeros(strands.shape, np.float32)
+        alpha: np.ndarray = np.zeros(strands.shape, np.float32)
         inner, core = drawn
         y, x = inner[0].start - where[0].start, inner[1].start - where[1].start
         if y < 0 or x < 0 or y + core.shape[0] > alpha.shape[0] or x + core.shape[1] > alpha.shape[1]:

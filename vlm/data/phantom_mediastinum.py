@@ -84,8 +84,8 @@ def _supra_aortic(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> Non
 
 
 def _great_vessels(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
-    def spot(u: float, d: float) -> np.ndarray:
-        return np.array(chest.at(u + rng.normal(0, 0.012), d + rng.normal(0, 0.015)))
+    def spot(u: float, d: float) -> tuple[float, float]:
+        return chest.at(u + rng.normal(0, 0.012), d + rng.normal(0, 0.015))
 
     venous = chest.blood(True)
     if chest.level > 0.40:
@@ -108,8 +108,8 @@ def _heart(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
     arterial, venous = chest.blood(), chest.blood(True)
     muscle = 105.0 if chest.contrast > 60 else 48.0
 
-    def spot(u: float, d: float) -> np.ndarray:
-        return np.array(chest.at(u + rng.normal(0, 0.01), d + rng.normal(0, 0.012)))
+    def spot(u: float, d: float) -> tuple[float, float]:
+        return chest.at(u + rng.normal(0, 0.01), d + rng.normal(0, 0.012))
 
     def chamber(
         u: float, d: float, rx: float, ry: float, turn: float, value: float, wall: float, rough: float = 0.035
