@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,14 @@ class Calibration:
         upper, lower: label -> probability above which a finding must be stated, and below which it must not be
             asserted.
         boxes: (slope, offset) for the detection score's logit.
+        box_threshold: detection score from which a box is shown; None takes the configuration's.
     """
 
     findings: dict[str, tuple[float, float]] = field(default_factory=dict)
     upper: dict[str, float] = field(default_factory=dict)
     lower: dict[str, float] = field(default_factory=dict)
     boxes: tuple[float, float] = (1.0, 0.0)
+    box_threshold: float | None = None
 
 
 @dataclass(slots=True)
@@ -101,12 +103,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
         _write_parts(fresh, checkpoint, dtype)
         files = {str(p.relative_to(fresh).as_posix()): _sha256(p) for p in sorted(fresh.rglob("*")) if p.is_file()}
         record = {
-            "format": FORMAT, "radscribe": __version__, "labels": list(checkpoint.labels), "graph_hash": checkpoint.graph.hash,
+            "format": FORMAT, "radscribe": __version__,
+            "labels": list(checkpoint.labels),
+            "graph_hash": checkpoint.graph.hash,
             "config": _portable(checkpoint.config), "metrics": checkpoint.metrics, "files": files,
-            "calibration": {
-                "findings": checkpoint.calibration.findings, "upper": checkpoint.calibration.upper,
-                "lower": checkpoint.calibration.lower, "boxes": checkpoint.calibration.boxes,
-            },
+            "calibration": asdict(checkpoint.calibration),
         }  # fmt: skip
         (fresh / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.chmod(fresh, 0o755)
@@ -200,9 +201,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is not a checkpoint's record; copy the checkpoint again") from None
     if made != FORMAT:
-        raise InputError(
-            f"{path}: format {made}, this version reads {FORMAT}; use radscribe {record.get('radscribe', 'of its time')}"
-        )
+        version = record.get("radscribe", "of its time")
+        raise InputError(f"{path}: format {made}, this version reads {FORMAT}; use radscribe {version}")
     for name, digest in files.items():
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()) or not file.is_file():
@@ -236,8 +236,9 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
     except KnowledgeError as error:
         raise InputError(str(error)) from None
     if graph.hash != record["graph_hash"]:
+        wanted = record["graph_hash"][:12]
         raise InputError(
-            f"{folder}/graph.json: is not the graph of this checkpoint (hash {graph.hash[:12]}, not {record['graph_hash'][:12]})"
+            f"{folder}/graph.json: is not the graph of this checkpoint (hash {graph.hash[:12]}, not {wanted})"
         )
     path = str(folder / "language") if (folder / "language").is_dir() else config.model.language.path
     try:
@@ -258,13 +259,24 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
     missing = [n for n in missing if not n.startswith("language.")]
     if missing or unexpected:
         raise InputError(f"{folder}/model.safetensors: does not fit its configuration: {(missing + unexpected)[0]}")
-    calibration = record["calibration"]
     return Checkpoint(
-        model.eval(), tokenizer, graph, config, label_list(graph, config.model.knowledge.view),
-        Calibration({k: (v[0], v[1]) for k, v in calibration["findings"].items()}, calibration["upper"], calibration["lower"],
-                    (calibration["boxes"][0], calibration["boxes"][1])),
-        record["metrics"], hashlib.sha256((folder / RECORD).read_bytes()).hexdigest(),
-    )  # fmt: skip
+        model.eval(),
+        tokenizer,
+        graph,
+        config,
+        label_list(graph, config.model.knowledge.view),
+        _calibration(record["calibration"]),
+        record["metrics"],
+        hashlib.sha256((folder / RECORD).read_bytes()).hexdigest(),
+    )
+
+
+def _calibration(saved: dict[str, Any]) -> Calibration:
+    """JSON has no tuples."""
+    pairs = {name: (pair[0], pair[1]) for name, pair in saved["findings"].items()}
+    return Calibration(
+        pairs, saved["upper"], saved["lower"], (saved["boxes"][0], saved["boxes"][1]), saved["box_threshold"]
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -5,6 +5,7 @@ config = load_config(Path("configs/tiny.yaml"), ["training.seed=3", "model.width
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import os
@@ -125,7 +126,8 @@ class Adapter(Strict):
 
 
 class Language(Strict):
-    """Any Hugging Face causal LM by folder or hub id; a hub id is fetched, a folder never; "shipped" is the small one here."""
+    """Any Hugging Face causal LM by folder or hub id; a hub id is fetched, a folder never; "shipped" is the small one
+    here."""
 
     path: str = "shipped"
     revision: str | None = None
@@ -201,6 +203,8 @@ class Generation(Strict):
     length_penalty: Real = 1.0
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=20)] = 0
     max_must: Annotated[int, Field(ge=0, le=20)] = 4
+    sensitivity: Annotated[Real, Field(gt=0, le=1)] = 0.95
+    precision: Annotated[Real, Field(gt=0, le=1)] = 0.7
     softness: Annotated[Real, Field(ge=0)] = 0.5
     consistency: Annotated[Real, Field(ge=0)] = 0.05
     consensus: Annotated[Real, Field(ge=0)] = 0.0
@@ -281,10 +285,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override!r}: {value!r} is not YAML") from None
     # YAML 1.1 reads 1e-4 as text for want of a dot.
     if isinstance(parsed, str):
-        try:
+        with contextlib.suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = parsed
     elif isinstance(node, dict):

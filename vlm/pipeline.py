@@ -204,7 +204,8 @@ class Pipeline:
         detection = self.checkpoint.config.model.detection
         slope, offset = self.checkpoint.calibration.boxes
         found: list[list[Box]] = [[] for _ in examples]
-        selected = select_boxes(image.dense, examples[0].size, detection.score_threshold, detection.nms_iou)
+        threshold = self.checkpoint.calibration.box_threshold or detection.score_threshold
+        selected = select_boxes(image.dense, examples[0].size, threshold, detection.nms_iou)
         places = zip(selected, batch.image_study.tolist(), batch.image_slot.tolist(), strict=True)
         for detections, study, slot in places:
             example = examples[study]
@@ -306,7 +307,10 @@ class Pipeline:
             self.model.language.model, beams, inputs_embeds=prefix, attention_mask=mask.long(), constraints=compiled
         )
         return [
-            [_Written(str(tokenizer.decode(list(c.tokens), skip_special_tokens=True)).strip(), c.score, c.unmet) for c in row]
+            [
+                _Written(str(tokenizer.decode(list(c.tokens), skip_special_tokens=True)).strip(), c.score, c.unmet)
+                for c in row
+            ]
             for row in found
         ]
 

@@ -185,7 +185,8 @@ class StageLoop:
         if not torch.isfinite(total):
             shown = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
             raise InputError(
-                f"the loss is not finite ({shown}) in studies {', '.join(batch.ids[:8])}; lower the learning rate or check them"
+                f"the loss is not finite ({shown}) in studies {', '.join(batch.ids[:8])}; "
+                "lower the learning rate or check them"
             )
         run.accelerator.backward(total / self.stage.accumulate)
         if (step + 1) % self.stage.accumulate == 0:
@@ -335,7 +336,8 @@ def own_folder(out: Path, config: Config, resume: bool) -> None:
         if different:
             shown = ", ".join(different[:5])
             raise InputError(
-                f"{out}: holds a run with another configuration ({shown}); choose another --out, or start anew with --no-resume"
+                f"{out}: holds a run with another configuration ({shown}); "
+                "choose another --out, or start anew with --no-resume"
             )
     path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
 

@@ -17,8 +17,9 @@ from vlm.checkpoint import Calibration
 from vlm.config import Config
 from vlm.data.batches import Collator, bucketed
 from vlm.data.examples import Example, ExampleBuilder
-from vlm.evaluation.detection import average_precision
+from vlm.evaluation.detection import average_precision, match
 from vlm.evaluation.ranking import auc
+from vlm.generation.steering import choose_thresholds
 from vlm.losses import finding_loss, report_loss
 from vlm.models.detection import DenseDetections, select_boxes
 from vlm.models.report_generator import ReportGenerator
@@ -115,20 +116,65 @@ class Validator:
 
     @torch.no_grad()
     def calibrate(self, model: ReportGenerator) -> Calibration:
-        """Platt's two numbers for each finding, fitted on the validation studies (with a prior that keeps rare
-        findings near 1, 0)."""
+        """Platt's two numbers for each finding and for boxes, cuts for steering, and the box threshold, all from
+        validation.
+
+        Cuts: `generation.sensitivity` of the present findings must lie above the lower one, and `generation.precision`
+            of what lies
+        above the upper one must be present. The box threshold is the one with the best F1 at IoU 0.5.
+        """
         model.eval()
         logits, targets = [], []
+        boxes: list[list[Box]] = []
+        truths: list[list[Box]] = []
         for indices in bucketed(self.examples, 16, None):
-            batch = self.batch(model, indices, None)
-            logits.append(model.encode(batch, detect=False).logits.float().cpu())
+            image = model.encode(batch := self.batch(model, indices, None))
+            logits.append(image.logits.float().cpu())
             targets.append(batch.finding_targets.cpu())
+            if image.dense is not None:
+                found, true = self._boxes(image.dense, batch)
+                boxes += found
+                truths += true
         score, truth = torch.cat(logits), torch.cat(targets)
-        fitted = {}
+        wanted = self.config.generation
+        calibration = Calibration()
         for column, name in enumerate(self.builder.labels):
             known = ~truth[:, column].isnan()
-            fitted[name] = fit_platt(score[known, column], truth[known, column])
-        return Calibration(findings=fitted)
+            slope, offset = fit_platt(score[known, column], truth[known, column])
+            calibration.findings[name] = (slope, offset)
+            probability = (score[:, column] * slope + offset).sigmoid().numpy()
+            cut = choose_thresholds(probability, truth[:, column].numpy(), wanted.sensitivity, wanted.precision)
+            calibration.lower[name], calibration.upper[name] = round(cut.lower, 5), round(cut.upper, 5)
+        calibration.boxes, calibration.box_threshold = calibrate_boxes(boxes, truths)
+        return calibration
+
+
+def calibrate_boxes(boxes: list[list[Box]], truths: list[list[Box]]) -> tuple[tuple[float, float], float | None]:
+    """Platt's numbers for the logit of a detection's score, and the score with the best F1 at IoU 0.5.
+
+    Args:
+        boxes, truths: by image, what was found (with raw scores) and what is there.
+
+    Returns:
+        ((slope, offset), threshold); ((1, 0), None) when nothing was found or there.
+    """
+    scores, hits, total = [], [], 0
+    for name in sorted({b.label for image in truths for b in image}):
+        matches = match(boxes, truths, name, 0.5, 100)
+        scores.append(matches.confidence)
+        hits.append(matches.hit)
+        total += len(matches.found)
+    if not scores or not np.concatenate(hits).any():
+        return (1.0, 0.0), None
+    score, hit = np.concatenate(scores), np.concatenate(hits)
+    order = np.argsort(-score)
+    true = np.cumsum(hit[order])
+    f1 = 2 * true / (np.arange(1, len(order) + 1) + total)
+    threshold = float(score[order][int(np.argmax(f1))])
+    slope, offset = fit_platt(
+        torch.logit(torch.tensor(score, dtype=torch.float32), eps=1e-4), torch.tensor(hit, dtype=torch.float32)
+    )
+    return (slope, offset), round(threshold, 4)
 
 
 @torch.enable_grad()
@@ -157,7 +203,7 @@ def fit_platt(score: Tensor, truth: Tensor, strength: float = 2.0) -> tuple[floa
         return loss
 
     optimizer.step(closure)
-    return round(float(log_slope.exp()), 5), round(float(offset), 5)
+    return round(float(log_slope.detach().exp()), 5), round(float(offset.detach()), 5)
 
 
 def mean_auc(score: np.ndarray, truth: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from vlm.data.examples import ExampleBuilder
 from vlm.types import InputError
 
 
-@pytest.fixture()
+@pytest.fixture
 def checkpoint(language_folder: Path):  # type: ignore[no-untyped-def]
     made = starting_point(tiny_config(language_folder), None)
     torch.manual_seed(1)
@@ -32,12 +32,17 @@ def checkpoint(language_folder: Path):  # type: ignore[no-untyped-def]
 
 def outputs(checkpoint, folder: Path) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
     builder = ExampleBuilder(
-        checkpoint.config.data, checkpoint.labels, checkpoint.config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer
+        checkpoint.config.data,
+        checkpoint.labels,
+        checkpoint.config.model.detection.labels,
+        checkpoint.graph,
+        checkpoint.tokenizer,
     )
     batch = Collator(builder)([builder.build(draw_study(folder, n, views=1 + n % 2)) for n in range(3)])
     with torch.no_grad():
         out = checkpoint.model(batch)
-    assert out.image.dense is not None and out.image.evidence is not None
+    assert out.image.dense is not None
+    assert out.image.evidence is not None
     return {
         "pooled": out.image.pooled,
         "findings": out.image.logits,

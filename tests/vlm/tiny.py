@@ -1,4 +1,5 @@
-"""Tiny parts for tests: a random decoder folder with its tokenizer, a configuration, studies with pictures that the test draws."""
+"""Tiny parts for tests: a random decoder folder with its tokenizer, a configuration, studies with pictures that the
+test draws."""
 
 from __future__ import annotations
 
@@ -98,7 +99,9 @@ def draw_study(folder: Path, number: int, lesion: bool = True, views: int = 2) -
         ),
         boxes=(Box((12.0, 32.0, 28.0, 48.0), "nodule"),) if lesion else (),
         report={
-            "findings": "There is a nodule in the right lung." if lesion else "The lungs are clear. The heart is normal.",
+            "findings": "There is a nodule in the right lung."
+            if lesion
+            else "The lungs are clear. The heart is normal.",
             "impression": "Nodule." if lesion else "Normal chest.",
         },
     )

@@ -97,12 +97,13 @@ def _compose(
     texts = concept_texts(graph, labels, language, tokenizer)
     scales = len(vision.strides)
     detection = config.detection
+    head = DetectionHead(dim, len(detection.labels), vision.strides, detection.layers) if detection.enabled else None
     norm = float(language.embedding.weight.detach().float().norm(dim=1).mean())  # type: ignore[union-attr, operator]
     return ReportGenerator(
         vision=vision,
         hierarchy=HierarchicalAttention(vision.channels, dim, tree.layers, tree.heads, tree.grid, drop, tree.enabled),
         pyramid=FeaturePyramid(scales, dim),
-        detector=DetectionHead(dim, len(detection.labels), vision.strides, detection.layers) if detection.enabled else None,
+        detector=head,
         graph=GraphEncoder(
             len(nodes), edges if knowledge.enabled else [], len(Relation), dim, knowledge.layers, knowledge.heads, drop
         ),
@@ -133,7 +134,7 @@ def label_list(graph: KnowledgeGraph, view: str) -> tuple[str, ...]:
     strange = [name for name in labels if name not in graph.concepts]
     if strange:
         raise InputError(
-            f"model.knowledge.view: {view!r} holds {strange[0]!r}, which is not a concept; use a view whose labels are concepts"
+            f"model.knowledge.view: {view!r} holds {strange[0]!r}, which is not a concept; use a view made of concepts"
         )
     return labels
 

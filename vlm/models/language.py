@@ -26,7 +26,8 @@ def load_language_model(path: str, revision: str | None = None) -> tuple[PreTrai
     """Loads a causal LM and its tokenizer.
 
     Args:
-        path: a folder, a hub id, or "shipped" for the small decoder that comes with this package. revision: of a hub id.
+        path: a folder, a hub id, or "shipped" for the small decoder that comes with this package. revision: of a hub
+            id.
 
     Raises:
         ValueError: a folder that holds no causal LM, or a hub id that cannot be had.
@@ -34,7 +35,7 @@ def load_language_model(path: str, revision: str | None = None) -> tuple[PreTrai
     path = str(SHIPPED_LANGUAGE) if path == "shipped" else path
     folder = Path(path)
     local = folder.is_dir()
-    if not local and (path.startswith((".", "/")) or path.count("/") > 1 or path.startswith("runs/")):
+    if not local and (path.startswith((".", "/", "runs/")) or path.count("/") > 1):
         raise ValueError(f"{path}: no such folder of a language model")
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "local_files_only": local}
     try:

@@ -11,6 +11,7 @@ Shapes: B images, C channels, H W pixels, D width, s stride.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import timm
@@ -149,7 +150,7 @@ def fold_norms(backbone: nn.Module, image_size: int) -> int:
     before = backbone(trial)
     layers = [(n, m) for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
     undo = []
-    for (_, conv), (name, norm) in zip(layers, layers[1:], strict=False):
+    for (_, conv), (name, norm) in pairwise(layers):
         if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and conv.bias is None):
             continue
         if conv.out_channels != norm.num_features or norm.running_var is None or norm.running_mean is None:

@@ -1,0 +1,156 @@
+"""Training: stages, what is kept, resumption that repeats the unbroken run, and the messages of what cannot go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_config
+
+from vlm import training
+from vlm.assembly import starting_point
+from vlm.checkpoint import load_checkpoint
+from vlm.config import Config, load_config
+from vlm.optimization import select_parameters
+from vlm.types import InputError
+
+STAGES = [
+    {
+        "name": "vision",
+        "epochs": 1,
+        "train": ["vision", "pyramid", "knowledge", "detection"],
+        "losses": ["findings", "knowledge", "detection"],
+        "batch_size": 4,
+        "choose_by": "auc+map",
+    },
+    {"name": "adapter", "epochs": 2, "train": ["bridge", "adapter"], "losses": ["report"], "batch_size": 4},
+]
+
+
+def config_for(language: Path, stages: list[dict] | None = None, **loss: float) -> Config:  # type: ignore[type-arg]
+    config = tiny_config(language)
+    tree = config.model_dump(mode="json")
+    tree["data"]["train"] = [{"format": "phantom", "count": 10, "seed": 5}]
+    tree["data"]["validation"] = [{"format": "phantom", "count": 4, "seed": 6}]
+    tree["training"]["stages"] = stages or STAGES
+    tree["training"]["loss"].update(loss)
+    return Config.model_validate(tree)
+
+
+def rows(out: Path) -> list[dict]:  # type: ignore[type-arg]
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_checkpoint(folder).model.named_parameters())
+
+
+def test_stages_leave_a_checkpoint_a_curve_and_their_metrics(language_folder: Path, tmp_path: Path) -> None:
+    metrics = training.train(starting_point(config_for(language_folder), None), tmp_path / "run")
+    assert set(metrics) == {"vision", "adapter"}
+    assert {"auc", "map"} <= set(metrics["vision"])
+    epochs = [r for r in rows(tmp_path / "run") if "epoch" in r]
+    assert [(r["stage"], r["epoch"]) for r in epochs] == [("vision", 1), ("adapter", 1), ("adapter", 2)]
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 1000
+    checkpoint = load_checkpoint(tmp_path / "run" / "best")
+    assert checkpoint.metrics["adapter"]["loss"] == pytest.approx(metrics["adapter"]["loss"])
+    slope, _ = checkpoint.calibration.findings["nodule"]
+    assert slope > 0
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_resumed_run_repeats_the_unbroken_one(
+    language_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    training.train(starting_point(config_for(language_folder), None), whole)
+    original = training.StageLoop._step
+    count = 0
+
+    def stop_in_the_middle(self, epoch, examples):  # type: ignore[no-untyped-def]
+        nonlocal count
+        count += 1
+        if count == 6:  # the second stage has begun
+            raise Stopped
+        return original(self, epoch, examples)
+
+    monkeypatch.setattr(training.StageLoop, "_step", stop_in_the_middle)
+    tree = config_for(language_folder).model_dump(mode="json")
+    with pytest.raises(Stopped):
+        training.train(starting_point(Config.model_validate(tree), None), broken)
+    monkeypatch.setattr(training.StageLoop, "_step", original)
+    training.train(starting_point(Config.model_validate(tree), None), broken)
+    first, second = weights(whole / "best"), weights(broken / "best")
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_loss_that_is_not_finite_names_terms_and_studies(
+    language_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.losses, "finding_loss", lambda logits, targets: logits.sum() * float("nan"))
+    with pytest.raises(InputError, match=r"loss is not finite \(.*findings nan.*\) in studies phantom-5-0"):
+        training.train(starting_point(config_for(language_folder), None), tmp_path / "run")
+
+
+def test_another_configuration_is_not_resumed(language_folder: Path, tmp_path: Path) -> None:
+    training.train(starting_point(config_for(language_folder), None), tmp_path / "run")
+    with pytest.raises(InputError, match=r"holds a run with another configuration \(training\.loss\.report\)"):
+        training.train(starting_point(config_for(language_folder, report=0.5), None), tmp_path / "run")
+
+
+def test_frozen_parts_stay_as_they_are(language_folder: Path, tmp_path: Path) -> None:
+    made = starting_point(config_for(language_folder, [STAGES[1]]), None)
+    before = {name: value.detach().clone() for name, value in made.model.named_parameters()}
+    training.train(made, tmp_path / "run")
+    changed = {name for name, value in made.model.named_parameters() if not torch.equal(value, before[name])}
+    assert any(name.startswith("bridge.") for name in changed)
+    assert any(".lora_" in name for name in changed)
+    assert all(name.startswith("bridge.") or ".lora_" in name for name in changed)
+
+
+def test_every_part_can_be_named(language_folder: Path) -> None:
+    made = starting_point(config_for(language_folder), None)
+    for part in ("vision", "pyramid", "detection", "knowledge", "bridge", "adapter", "language"):
+        stage = Config.model_validate({"training": {"stages": [{**STAGES[1], "train": [part]}]}}).training.stages[0]
+        chosen = select_parameters(made.model, stage, 0)[part]
+        assert chosen
+        assert sum(p.requires_grad for p in made.model.parameters()) == len(chosen), part
+
+
+def test_a_set_without_reports_is_refused_where_only_reports_teach(
+    language_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = starting_point(config_for(language_folder, [STAGES[1]]), None)
+    monkeypatch.setattr(training.ExampleBuilder, "_tokens", lambda self, report: (np.zeros(0, int),) * 3)
+    with pytest.raises(InputError, match=r"stages\.adapter: no study has what its losses \(report\) need"):
+        training.train(made, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.stages.0.lr=.nan", r"training\.stages\.0\.lr: .*finite"),
+        ("training.stages.0.lr=0", r"training\.stages\.0\.lr: .*greater than 0"),
+        ("training.sed=3", r"unknown key 'training\.sed'; did you mean 'seed'"),
+        ("model.widht=64", r"unknown key 'model\.widht'; did you mean 'width'"),
+        ("data.image_size.ct=100", r"data\.image_size\.ct: .*multiple of 32"),
+        ("nonsense", r"write it as section\.key=value"),
+    ],
+)
+def test_a_wrong_setting_is_named(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(Path(__file__).parents[2] / "configs" / "tiny.yaml", [override])
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("data: [unclosed")
+    with pytest.raises(InputError, match=r"broken\.yaml: not YAML"):
+        load_config(tmp_path / "broken.yaml")
+    with pytest.raises(InputError, match=r"nowhere\.yaml: cannot read the configuration"):
+        load_config(tmp_path / "nowhere.yaml")
