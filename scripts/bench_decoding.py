@@ -11,9 +11,7 @@ large lexicon.
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -77,9 +75,15 @@ def measure_memory(run: Callable[[], object], device: str) -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making the model
+    before = _status("VmRSS")
     run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 - before
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1e3
 
 
 def timed(run: Callable[[], object], device: str) -> float:
