@@ -1,0 +1,123 @@
+"""Losses against values worked by hand, and unknown labels that take no part."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from vlm import losses
+from vlm.models.detection import locations
+from vlm.types import StudyBatch
+
+NAN = float("nan")
+
+
+def test_report_loss_weighs_concept_tokens() -> None:
+    # Two positions over two words, logits 0: every token costs ln 2; with logits (ln 3, 0) the first costs ln(4/3).
+    logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
+    labels, weights = torch.tensor([[0, 1, -100]]), torch.tensor([[2.0, 1.0, 5.0]])
+    loss = losses.report_loss(logits, torch.tensor([0, 1]), labels, weights)
+    assert loss.item() == pytest.approx((2 * math.log(4 / 3) + math.log(2)) / 3)
+
+
+def test_unknown_findings_take_no_part() -> None:
+    logits = torch.tensor([[0.0, 5.0, -5.0]], requires_grad=True)
+    loss = losses.finding_loss(logits, torch.tensor([[1.0, NAN, NAN]]))
+    assert loss is not None
+    assert loss.item() == pytest.approx(math.log(2))
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist()[0] == pytest.approx([-0.5, 0.0, 0.0])
+    assert losses.finding_loss(logits, torch.full((1, 3), NAN)) is None
+
+
+def test_implication_and_exclusion_by_hand() -> None:
+    # p = 0.9 (child), 0.5 (parent), 0.75; child implies parent, child and the third exclude each other.
+    p = torch.tensor([[0.9, 0.5, 0.75]])
+    logits = torch.logit(p).requires_grad_()
+    loss = losses.implication_loss(logits, torch.tensor([[0, 1]]), torch.tensor([[0, 2]]))
+    assert loss is not None
+    assert loss.item() == pytest.approx((0.9 - 0.5) + (0.9 + 0.75 - 1), abs=1e-6)
+    loss.backward()
+    # d/dz of sigmoid is p (1 - p): twice for the child, minus once for the parent, once for the excluded one.
+    assert logits.grad is not None
+    assert logits.grad.tolist()[0] == pytest.approx([2 * 0.09, -0.25, 0.1875], abs=1e-6)
+
+
+def test_probabilities_that_respect_the_graph_cost_nothing() -> None:
+    logits = torch.logit(torch.tensor([[0.2, 0.5, 0.7]]))
+    loss = losses.implication_loss(logits, torch.tensor([[0, 1]]), torch.tensor([[0, 2]]))
+    assert loss is not None
+    assert loss.item() == 0
+
+
+def test_alignment_by_hand() -> None:
+    # Two findings, four texts; the first present, the second absent, so the targets are texts 0 and 3.
+    similarity = torch.tensor([[[math.log(2.0), 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, math.log(3.0)]]])
+    loss = losses.alignment_loss(similarity, torch.tensor([[1.0, 0.0]]))
+    assert loss is not None
+    assert loss.item() == pytest.approx((math.log(5 / 2) + math.log(6 / 3)) / 2)
+    assert losses.alignment_loss(similarity, torch.tensor([[NAN, NAN]])) is None
+
+
+def test_locations_answer_for_the_box_of_their_size() -> None:
+    points, strides = locations([(8, 8), (4, 4), (2, 2)], (8, 16, 32), torch.device("cpu"))
+    boxes = torch.tensor([[17.0, 17.0, 30.0, 30.0], [0.0, 0.0, 60.0, 60.0], [50.0, 50.0, 53.0, 53.0]])
+    assigned = losses.assign_targets(points, strides, boxes, torch.tensor([1, 0, 2]), 3)
+    small = assigned.positive & (assigned.classes[:, 1] == 1)
+    assert set(strides[small].tolist()) == {8.0}
+    large = assigned.positive & (assigned.classes[:, 0] == 1)
+    assert set(strides[large].tolist()) == {16.0}
+    tiny = (assigned.classes[:, 2] == 1).nonzero()
+    assert points[tiny].flatten().tolist() == [52.0, 52.0]  # smaller than a cell: the nearest one answers
+    assert assigned.boxes[small][0].tolist() == [17, 17, 30, 30]
+
+
+def batch(known: list[list[bool]], boxes: list[list[list[float]]]) -> StudyBatch:
+    empty = torch.zeros(len(known), 0, dtype=torch.long)
+    return StudyBatch(
+        ids=tuple(str(i) for i in range(len(known))),
+        pixel_values=None,
+        image_study=torch.arange(len(known)),
+        image_slot=torch.zeros(len(known), dtype=torch.long),
+        view=torch.zeros(len(known), dtype=torch.long),
+        prompt_ids=empty,
+        prompt_mask=empty.bool(),
+        report_ids=empty,
+        report_mask=empty.bool(),
+        report_labels=empty,
+        report_weights=empty.float(),
+        finding_targets=torch.zeros(len(known), 1),
+        boxes_xyxy=tuple(torch.tensor(b).reshape(-1, 4) for b in boxes),
+        box_classes=tuple(torch.zeros(len(b), dtype=torch.long) for b in boxes),
+        box_known=torch.tensor(known),
+    )
+
+
+def test_classes_that_nobody_looked_for_are_not_negatives() -> None:
+    points, strides = locations([(4, 4)], (8,), torch.device("cpu"))
+    logits = torch.zeros(2, 16, 2, requires_grad=True)
+    quality, boxes = torch.zeros(2, 16), torch.zeros(2, 16, 4)
+    terms = losses.detection_loss(
+        logits, quality, boxes, points, strides, batch([[True, False], [False, False]], [[], []])
+    )
+    terms["box_class"].backward()
+    assert logits.grad is not None
+    assert logits.grad[0, :, 0].abs().min() > 0
+    assert logits.grad[0, :, 1].abs().max() == 0
+    assert logits.grad[1].abs().max() == 0
+    assert "box_giou" not in terms
+    assert losses.detection_loss(logits, quality, boxes, points, strides, batch([[False, False]] * 2, [[], []])) == {}
+
+
+def test_a_perfect_box_costs_nothing() -> None:
+    points, strides = locations([(4, 4)], (8,), torch.device("cpu"))
+    truth = [8.0, 8.0, 24.0, 24.0]
+    boxes = torch.tensor(truth).expand(1, 16, 4)
+    terms = losses.detection_loss(
+        torch.zeros(1, 16, 1), torch.full((1, 16), 20.0), boxes, points, strides, batch([[True]], [[truth]])
+    )
+    assert terms["box_giou"].item() == pytest.approx(0.0, abs=1e-5)
+    assert terms["box_quality"].item() == pytest.approx(0.0, abs=1e-5)
