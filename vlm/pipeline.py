@@ -22,7 +22,7 @@ from torch import Tensor
 from knowledge.ontology import Certainty
 from vlm.checkpoint import Checkpoint, load_checkpoint
 from vlm.config import Generation
-from vlm.data.batches import Collator, pad
+from vlm.data.batches import Collator, move, pad
 from vlm.data.examples import HEADINGS, VIEWS, Example, ExampleBuilder
 from vlm.generation.beam_search import BeamSettings, beam_search
 from vlm.generation.compiling import CompiledConstraints, compile_constraints
@@ -153,6 +153,10 @@ class Pipeline:
             for index, study in enumerate(window):
                 yield study, done[index]
 
+    def on_device(self, batch: StudyBatch) -> StudyBatch:
+        """The batch where the model is."""
+        return move(batch, self.device)
+
     @torch.inference_mode()
     def _batch(
         self,
@@ -161,7 +165,7 @@ class Pipeline:
         settings: GenerationSettings,
         generation: Generation,
     ) -> list[Report]:
-        batch = self.collate(examples)
+        batch = self.on_device(self.collate(examples))
         if settings.blank and batch.pixel_values is not None:
             batch.pixel_values = torch.full_like(batch.pixel_values, 0.5)
         image = self.model.encode(batch)
@@ -179,7 +183,7 @@ class Pipeline:
     def _see(self, image: ImageOutput, batch: StudyBatch, examples: Sequence[Example], attention: bool) -> list[_Seen]:
         """Calibrated probabilities, boxes in the image's own pixels, attention maps by view."""
         labels, calibration = self.checkpoint.labels, self.checkpoint.calibration
-        platt = torch.tensor([calibration.findings.get(name, (1.0, 0.0)) for name in labels])
+        platt = torch.tensor([calibration.findings.get(name, (1.0, 0.0)) for name in labels], device=self.device)
         probability = (image.logits.float() * platt[:, 0] + platt[:, 1]).sigmoid()
         boxes = self._boxes(image, batch, examples)
         out = []
@@ -247,7 +251,9 @@ class Pipeline:
         for number, section in enumerate(self.checkpoint.config.data.report_sections):
             prompts = [self._prompt(e, texts[i], section) for i, e in enumerate(examples)]
             ids, mask = pad(prompts, self.checkpoint.tokenizer.pad_token_id, left=True)
-            prefix, prefix_mask = self.model.prefix(image, replace(batch, prompt_ids=ids, prompt_mask=mask))
+            prefix, prefix_mask = self.model.prefix(
+                image, replace(batch, prompt_ids=ids.to(self.device), prompt_mask=mask.to(self.device))
+            )
             own = list(constraints) if number == 0 else [replace(c, must_appear=()) for c in constraints]
             answers = self._search(prefix, prefix_mask, own, settings, generation)
             for row, candidates in enumerate(answers):

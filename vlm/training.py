@@ -22,12 +22,12 @@ from torch import Tensor
 from vlm import losses
 from vlm.checkpoint import Checkpoint, save_checkpoint
 from vlm.config import Config, Stage
-from vlm.data.batches import Collator, bucketed
+from vlm.data.batches import Collator, bucketed, move
 from vlm.data.examples import Example, ExampleBuilder
 from vlm.models.report_generator import ModelOutput
 from vlm.optimization import Average, make_optimizer, select_parameters, set_modes, set_rate
 from vlm.run_state import Position, load_state, put_back, restore, save_state, snapshot
-from vlm.training_data import FeatureCache, console, epoch_examples, load_examples, move
+from vlm.training_data import FeatureCache, console, epoch_examples, load_examples
 from vlm.types import InputError, StudyBatch
 from vlm.validation import Validator
 

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from vlm.config import DataSet
-from vlm.data.batches import Collator, bucketed
+from vlm.data.batches import Collator, bucketed, move
 from vlm.data.examples import Example, ExampleBuilder
 from vlm.data.phantom import phantom_study
 from vlm.data.sources import read_studies
@@ -38,7 +37,10 @@ def load_examples(source: DataSet, builder: ExampleBuilder, show: bool) -> list[
         name = source.location().name
     examples: list[Example] = []
     failures: list[str] = []
-    for item in track(studies, description=f"reading {name}", console=console, disable=not show, transient=True):
+    for index in track(
+        range(len(studies)), description=f"reading {name}", console=console, disable=not show, transient=True
+    ):
+        item = studies[index]
         try:
             examples.append(builder.build(phantom_study(source.seed, item) if isinstance(item, int) else item))
         except InputError as error:
@@ -117,20 +119,3 @@ class FeatureCache:
         pooled = torch.cat([r.pooled for r in rows])
         tokens, logits = torch.stack([r.tokens for r in rows]), torch.stack([r.logits for r in rows])
         return replace(batch, pixel_values=None, cached=CachedFeatures(pooled, tokens, logits))
-
-
-def move(batch: StudyBatch, device: torch.device) -> StudyBatch:
-    """The batch on a device."""
-    if device.type == "cpu":
-        return batch
-
-    def put(value: object) -> object:
-        if isinstance(value, Tensor):
-            return value.to(device)
-        if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
-            return tuple(v.to(device) for v in value)
-        if isinstance(value, CachedFeatures):
-            return CachedFeatures(value.pooled.to(device), value.tokens.to(device), value.logits.to(device))
-        return value
-
-    return StudyBatch(**{name: put(getattr(batch, name)) for name in StudyBatch.__slots__})  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlm.checkpoint import Calibration
 from vlm.config import Config
-from vlm.data.batches import Collator, bucketed
+from vlm.data.batches import Collator, bucketed, move
 from vlm.data.examples import Example, ExampleBuilder
 from vlm.evaluation.detection import average_precision, match
 from vlm.evaluation.ranking import auc
@@ -23,7 +23,6 @@ from vlm.generation.steering import choose_thresholds
 from vlm.losses import finding_loss, report_loss
 from vlm.models.detection import DenseDetections, select_boxes
 from vlm.models.report_generator import ReportGenerator
-from vlm.training_data import move
 from vlm.types import Box, StudyBatch
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlm.data.augment import augment
 from vlm.data.examples import Example, ExampleBuilder
-from vlm.types import StudyBatch
+from vlm.types import CachedFeatures, StudyBatch
 
 
 class Collator:
@@ -125,3 +125,20 @@ def bucketed(
     if rng is not None:
         rng.shuffle(batches)  # type: ignore[arg-type]
     yield from batches
+
+
+def move(batch: StudyBatch, device: torch.device) -> StudyBatch:
+    """The batch on a device."""
+    if device.type == "cpu":
+        return batch
+
+    def put(value: object) -> object:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
+            return tuple(v.to(device) for v in value)
+        if isinstance(value, CachedFeatures):
+            return CachedFeatures(value.pooled.to(device), value.tokens.to(device), value.logits.to(device))
+        return value
+
+    return StudyBatch(**{name: put(getattr(batch, name)) for name in StudyBatch.__slots__})  # type: ignore[arg-type]

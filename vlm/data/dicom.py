@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
@@ -59,6 +59,7 @@ MAX_WHOLE = 1 << 28  # larger files are read frame by frame
 BROKEN = (
     ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, NotImplementedError, RuntimeError,
     EOFError, OSError, struct.error, zlib.error, AssertionError, UnicodeError, ArithmeticError, MemoryError,
+    BytesLengthException, InvalidDicomError,
 )  # fmt: skip
 _SHORT = "less than expected"
 
@@ -138,16 +139,16 @@ def read_slice_header(path: Path) -> SliceHeader:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps pydicom's remarks away, which quote tags."""
+    """Keeps pydicom's remarks away, which quote tags: its loggers inherit the level of their parent."""
     logger = logging.getLogger("pydicom")
-    before = logger.disabled
-    logger.disabled = True
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.disabled = before
+        logger.setLevel(before)
 
 
 def _parse(path: Path, pixels: bool = False) -> Dataset:
@@ -158,7 +159,7 @@ def _parse(path: Path, pixels: bool = False) -> Dataset:
         raise InputError(f"{path}: no such file") from None
     except InputError:
         raise
-    except (*BROKEN, RecursionError, InvalidDicomError):
+    except (*BROKEN, RecursionError):
         raise InputError(f"{path}: the DICOM header is broken or truncated; export or copy it again") from None
 
 

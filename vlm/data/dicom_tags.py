@@ -12,11 +12,13 @@ mirrored, and is mirrored back. Without such tags nothing is turned.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
 from vlm.types import Modality, View
@@ -44,7 +46,10 @@ VIEWS = {
 PLANES = (View.SAGITTAL, View.CORONAL, View.AXIAL)
 OBLIQUE = 0.8
 # A tag that cannot be read fails in one of these ways, depending on where its bytes are wrong.
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, NotImplementedError)
+UNREADABLE = (
+    ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, NotImplementedError, EOFError,
+    struct.error, BytesLengthException,
+)  # fmt: skip
 
 
 def text(dataset: Dataset, name: str) -> str | None:
