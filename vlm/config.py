@@ -208,6 +208,9 @@ class Generation(Strict):
     softness: Annotated[Real, Field(ge=0)] = 0.5
     consistency: Annotated[Real, Field(ge=0)] = 0.05
     consensus: Annotated[Real, Field(ge=0)] = 0.0
+    samples: Annotated[int, Field(ge=0, le=256)] = 0
+    temperature: Annotated[Real, Field(gt=0, le=10)] = 1.0
+    top_p: Annotated[Real, Field(gt=0, le=1)] = 1.0
     batch_size: Annotated[int, Field(ge=1)] = 8
 
 

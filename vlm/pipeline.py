@@ -9,6 +9,7 @@ Studies are batched by image size; a study that cannot be read is yielded as a `
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -25,9 +26,11 @@ from vlm.config import Generation
 from vlm.data.batches import Collator, move, pad
 from vlm.data.examples import HEADINGS, VIEWS, Example, ExampleBuilder
 from vlm.generation.beam_search import BeamSettings, beam_search
+from vlm.generation.checking import unmet_in
 from vlm.generation.compiling import CompiledConstraints, compile_constraints
 from vlm.generation.consistency import rerank
 from vlm.generation.constraints import Constraints, TermSet
+from vlm.generation.sampling import sample
 from vlm.generation.steering import NEUTRAL, Threshold, steer, term_automaton
 from vlm.generation.structuring import Evidence, Structurer
 from vlm.generation.wording import wording_of
@@ -256,28 +259,67 @@ class Pipeline:
             )
             own = list(constraints) if number == 0 else [replace(c, must_appear=()) for c in constraints]
             answers = self._search(prefix, prefix_mask, own, settings, generation)
+            pools = (
+                self._sample(prefix, prefix_mask, own, examples, generation) if number == 0 else [()] * len(examples)
+            )
             for row, candidates in enumerate(answers):
-                best = candidates[0]
-                if section == "findings":
-                    best = candidates[self._best(candidates, seen[row], generation)]
+                best = self._best(candidates, pools[row], seen[row], generation) if number == 0 else candidates[0]
                 texts[row][section] = best.text
                 unmet[row] += best.unmet
         return texts, unmet
 
-    def _best(self, candidates: Sequence[_Written], seen: _Seen, generation: Generation) -> int:
-        """The candidate to keep, of those that hold as many constraints as the first."""
-        alike = [c for c in candidates if len(c.unmet) == len(candidates[0].unmet) and c.text]
+    def _best(
+        self, candidates: Sequence[_Written], pool: Sequence[_Written], seen: _Seen, generation: Generation
+    ) -> _Written:
+        """The candidate to keep, beam or sample, of those that hold as many constraints as the best beam."""
+        fewest = len(candidates[0].unmet)
+        alike = [c for c in (*candidates, *pool) if len(c.unmet) <= fewest and c.text]
         if len(alike) < 2:
-            return 0
+            return candidates[0]
         order = rerank(
-            [c.text for c in alike],
-            [c.score for c in alike],
-            self.structurer,
-            seen.evidence,
-            generation.consistency,
-            generation.consensus,
+            [c.text for c in alike], [c.score for c in alike], self.structurer, seen.evidence,
+            generation.consistency, generation.consensus, [c.text for c in pool],
+        )  # fmt: skip
+        return alike[order[0]]
+
+    def _sample(
+        self,
+        prefix: Tensor,
+        mask: Tensor,
+        constraints: Sequence[Constraints],
+        examples: Sequence[Example],
+        generation: Generation,
+    ) -> list[list[_Written]]:
+        """Draws from the language model, for consensus; each with the constraints that it does not hold."""
+        if not generation.samples:
+            return [[] for _ in examples]
+        settings = replace(self._beams(generation.samples, generation), min_new_tokens=1)
+        seeds = [int.from_bytes(hashlib.sha256(e.id.encode()).digest()[:4], "big") for e in examples]
+        drawn = sample(
+            self.model.language.model, settings, seeds, inputs_embeds=prefix, attention_mask=mask.long(),
+            temperature=generation.temperature, top_p=generation.top_p,
+        )  # fmt: skip
+        out = []
+        for row, own in zip(drawn, constraints, strict=True):
+            compiled = self._compile(own, generation.max_new_tokens)
+            texts = [(self._text(c.tokens), c.score) for c in row]
+            out.append([_Written(text, score, unmet_in(compiled, text)) for text, score in texts if text])
+        return out
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self.checkpoint.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+
+    def _beams(self, width: int, generation: Generation) -> BeamSettings:
+        tokenizer = self.checkpoint.tokenizer
+        return BeamSettings(
+            num_beams=width,
+            max_new_tokens=generation.max_new_tokens,
+            length_penalty=generation.length_penalty,
+            no_repeat_ngram_size=generation.no_repeat_ngram_size,
+            eos_token_ids=(tokenizer.eos_token_id, self.break_id),
+            pad_token_id=tokenizer.pad_token_id,
+            suppress_token_ids=self.suppressed,
         )
-        return candidates.index(alike[order[0]])
 
     def _prompt(self, example: Example, written: dict[str, str], section: str) -> list[int]:
         first = next(iter(written), section)
@@ -298,27 +340,12 @@ class Pipeline:
         settings: GenerationSettings,
         generation: Generation,
     ) -> list[list[_Written]]:
-        tokenizer = self.checkpoint.tokenizer
-        beams = BeamSettings(
-            num_beams=settings.num_beams or generation.num_beams,
-            max_new_tokens=generation.max_new_tokens,
-            length_penalty=generation.length_penalty,
-            no_repeat_ngram_size=generation.no_repeat_ngram_size,
-            eos_token_ids=(tokenizer.eos_token_id, self.break_id),
-            pad_token_id=tokenizer.pad_token_id,
-            suppress_token_ids=self.suppressed,
-        )
+        beams = self._beams(settings.num_beams or generation.num_beams, generation)
         compiled = [self._compile(c, generation.max_new_tokens) for c in constraints]
         found = beam_search(
             self.model.language.model, beams, inputs_embeds=prefix, attention_mask=mask.long(), constraints=compiled
         )
-        return [
-            [
-                _Written(str(tokenizer.decode(list(c.tokens), skip_special_tokens=True)).strip(), c.score, c.unmet)
-                for c in row
-            ]
-            for row in found
-        ]
+        return [[_Written(self._text(c.tokens), c.score, c.unmet) for c in row] for row in found]
 
     def _compile(self, constraints: Constraints, length: int) -> CompiledConstraints:
         # The shared automaton knows the graph's terms alone; a user's own terms need one of their own.

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from vlm.types import InputError, StudyImage
 
 MAX_PIXELS = 100_000_000
+MAX_RATIO = 1100
 MIN_SIDE = 8
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -162,11 +163,15 @@ def _read_picture(path: Path, kind: str) -> np.ndarray:
             warnings.simplefilter("ignore")  # Pillow's size warning: our own bound is stricter in words and in effect
             with Image.open(io.BytesIO(data), formats=(kind,)) as header:
                 width, height = header.size
+                depth = 1 if header.mode in ("1", "P") else 8
     except Image.DecompressionBombError:
         raise InputError(f"{path}: image has more than {MAX_PIXELS // 1_000_000} megapixels; make it smaller") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, TypeError, KeyError, EOFError) as error:
         raise InputError(f"{path}: broken {kind} header ({_line(error)})") from None
     check_size(width, height, path)
+    # Deflate shrinks 1032 bytes to one at best: a short file with a large size in its header is broken, not an image.
+    if width * height * depth / 8 > MAX_RATIO * len(data):
+        raise InputError(f"{path}: the {kind} file is truncated: {len(data)} bytes cannot hold {width}x{height} pixels")
     array = _decode(path, data, kind)
     if not _whole(data, kind):
         raise InputError(f"{path}: the {kind} file is truncated; copy it again")

@@ -61,18 +61,31 @@ def beam_search(
         InputError: no prompt or two, padding on the right, shapes that don't fit, or a model that keeps a recurrent
             state.
     """
+    if constraints is not None:
+        studies = len(_check_prompt(inputs_embeds, input_ids))
+        if len(constraints) != studies:
+            raise InputError(
+                f"{len(constraints)} constraints for {studies} prompts: give one for each (None for a prompt without)"
+            )
+    stepper = make_stepper(model, settings, inputs_embeds, input_ids, attention_mask, lean)
+    return search(stepper, settings, constraints=constraints, prompt_ids=input_ids)
+
+
+def make_stepper(
+    model: nn.Module,
+    settings: BeamSettings,
+    inputs_embeds: Tensor | None,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    lean: bool = True,
+) -> Stepper:
+    """What gives the search its logits (arguments as in `beam_search`)."""
     prompt = _check_prompt(inputs_embeds, input_ids)
     if attention_mask is None:
         attention_mask = torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device)
     _check_mask(attention_mask, prompt)
-    if constraints is not None and len(constraints) != len(prompt):
-        raise InputError(
-            f"{len(constraints)} constraints for {len(prompt)} prompts: give one for each (None for a prompt without)"
-        )
-    width, length = settings.num_beams, settings.max_new_tokens
     kind = LeanLlamaStepper if lean and supported(model) else HuggingFaceStepper
-    stepper = kind(model, inputs_embeds, input_ids, attention_mask, width, length)
-    return search(stepper, settings, constraints=constraints, prompt_ids=input_ids)
+    return kind(model, inputs_embeds, input_ids, attention_mask, settings.num_beams, settings.max_new_tokens)
 
 
 @torch.inference_mode()

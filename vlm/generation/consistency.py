@@ -107,6 +107,25 @@ def consensus_rerank(texts: Sequence[str], weights: Sequence[float] | None = Non
     return (similarity @ share / np.maximum(others, 1e-12)).tolist()
 
 
+def expected_similarity(texts: Sequence[str], pool: Sequence[str], n: int = 4) -> list[float]:
+    """Mean similarity, in [0, 1], of each text to the texts of a pool; a text is not compared to its own copy in it.
+
+    Args:
+        texts: candidates. pool: samples of the model's distribution. n: longest n-gram, in words.
+    """
+    both = [*texts, *pool]
+    total = np.zeros((len(texts), len(pool)))
+    for size in range(1, n + 1):
+        total += _cosines([_ngrams(text, size) for text in both])[: len(texts), len(texts) :]
+    similarity = total / n
+    # A sample that is a candidate too would vote for itself: one copy of it is left out.
+    for row, text in enumerate(texts):
+        if text in pool:
+            similarity[row, list(pool).index(text)] = 0.0
+    others = np.array([max(1, len(pool) - (text in pool)) for text in texts])
+    return (similarity.sum(1) / others).tolist()
+
+
 def rerank(
     texts: Sequence[str],
     scores: Sequence[float],
@@ -114,6 +133,7 @@ def rerank(
     evidence: Evidence,
     agreement_weight: float = 0.05,
     consensus_weight: float = 0.0,
+    pool: Sequence[str] = (),
 ) -> list[int]:
     """Order of the candidates, best first.
 
@@ -122,8 +142,12 @@ def rerank(
         scores: what the search gave them (log probability a token, about -3..0).
         structurer, evidence: what to agree with.
         agreement_weight, consensus_weight: see the module's docstring; choose them on validation.
+        pool: texts drawn from the model's own distribution, over which the consensus is an expectation; empty for the
+            candidates themselves.
     """
-    consensus = consensus_rerank(texts) if consensus_weight else [0.0] * len(texts)
+    consensus = [0.0] * len(texts)
+    if consensus_weight:
+        consensus = expected_similarity(texts, pool) if pool else consensus_rerank(texts)
     values = [
         score + agreement_weight * agreement(text, structurer, evidence).value + consensus_weight * common
         for text, score, common in zip(texts, scores, consensus, strict=True)
