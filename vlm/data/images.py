@@ -172,19 +172,23 @@ def _read_picture(path: Path, kind: str) -> np.ndarray:
     # Deflate shrinks 1032 bytes to one at best: a short file with a large size in its header is broken, not an image.
     if width * height * depth / 8 > MAX_RATIO * len(data):
         raise InputError(f"{path}: the {kind} file is truncated: {len(data)} bytes cannot hold {width}x{height} pixels")
-    array = _decode(path, data, kind)
+    # OpenCV fills the missing part of a cut file with grey and only prints a line: half a lung would pass as fluid.
     if not _whole(data, kind):
-        raise InputError(f"{path}: the {kind} file is truncated; copy it again")
-    return to_unit(array)
+        raise InputError(f"{path}: the {kind} file is truncated or broken; copy it again")
+    return to_unit(_decode(path, data, kind))
 
 
 def _whole(data: bytes, kind: str) -> bool:
-    # OpenCV fills the missing part of a cut file with grey and only prints a line: half a lung would pass as fluid.
-    if kind == "PNG":
-        return b"IEND" in data[-64:] or b"IEND" in data
     if kind == "JPEG":
         return b"\xff\xd9" in data[-4096:]
-    return True
+    if kind != "PNG":
+        return True
+    at = 8
+    while at + 12 <= len(data):  # length, name, content, check sum; OpenCV reserves what the length says, up to 2 GB
+        name, at = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if name == b"IEND":
+            return at <= len(data)
+    return False
 
 
 def _decode(path: Path, data: bytes, kind: str) -> np.ndarray:
