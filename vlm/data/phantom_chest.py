@@ -46,7 +46,7 @@ def _body(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
     back = np.exp(-((x / 14) ** 2)) * (y > 0)
     y = np.where(y > 0, y * 0.96, y) - 5 * back  # lying on the table, a furrow over the spine
     outline = np.stack([x, y], 1)
-    if chest.woman and 0.3 < chest.level:
+    if chest.woman and chest.level > 0.3:
         size = rng.uniform(10, 38) * np.interp(chest.level, [0.3, 0.5, 0.85, 0.95], [0.2, 1, 1, 0.5])
         for side in (-1, 1):
             lift = np.exp(-(((x - side * 0.5 * chest.body_a) / (0.25 * chest.body_a)) ** 2)) * (y < 0)
@@ -247,7 +247,7 @@ def _sternum(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
 
 
 def lung_field(chest: Chest, rng: np.random.Generator, canvas: Canvas) -> np.ndarray:
-    """Parenchyma (H, W) float32 in HU without vessels: a little denser toward the back, uneven like a breathing lung."""
+    """Parenchyma (H, W) float32 in HU without vessels: denser toward the back, uneven like a breathing lung."""
     size = canvas.size
     rows = (np.arange(size, dtype=np.float32) - canvas.centre[1]) * np.float32(canvas.spacing / chest.half_depth)
     field = np.repeat((rows * 22 + LUNG + rng.normal(0, 20))[:, None], size, axis=1)

@@ -1,4 +1,4 @@
-"""A phantom slice as a valid CT Image Storage file: fixed identifiers and dates, so that the same seed gives the same bytes."""
+"""A phantom slice as a valid CT Image Storage file: fixed identifiers and dates, so a seed gives the same bytes."""
 
 from __future__ import annotations
 

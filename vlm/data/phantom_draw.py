@@ -1,7 +1,7 @@
 """Drawing with soft edges on a slice in Hounsfield units: the phantom's pencil.
 
-Millimetre coordinates: the origin is the middle of the body, x grows to the viewer's right (the patient's left), y grows down
-(the patient's back). Legend: `P` points of an outline, `H W` pixels.
+Millimetre coordinates: the origin is the middle of the body, x grows to the viewer's right (the patient's left), y
+grows down (the patient's back). Legend: `P` points of an outline, `H W` pixels.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def blob(
 
 
 def tube(path: np.ndarray, radius: float | np.ndarray, pointed: bool = False) -> np.ndarray:
-    """Outline of a band along a path (P, 2) with a radius in mm (one, or one a point); `pointed` rounds both ends off."""
+    """Outline of a band along a path (P, 2) with a radius in mm (one, or one a point); `pointed` rounds both ends."""
     path = np.asarray(path, float)
     along = np.gradient(path, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True) + 1e-9

@@ -1,7 +1,8 @@
 """Lesions of the phantom: drawn into the lung layer, and measured from the very mask that was drawn.
 
-A lesion's outline is scaled so that its longest diameter is exactly the size that its report states; its box is the bounding
-box of the pixels that it covers by at least half; side and lobe follow from its centre and the fissure that is drawn.
+A lesion's outline is scaled so that its longest diameter is exactly the size that its report states; its box is the
+bounding box of the pixels that it covers by at least half; side and lobe follow from its centre and the fissure that
+is drawn.
 """
 
 from __future__ import annotations

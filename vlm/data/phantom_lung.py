@@ -1,4 +1,4 @@
-"""The lungs' inside: a tree of tapering vessels from each hilum, small airways beside them, and the faint oblique fissure."""
+"""The lungs' inside: a tree of tapering vessels from each hilum, small airways beside them, the faint fissure."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _hilum(chest: Chest, side: int) -> np.ndarray:
 def _tree(chest: Chest, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Segments of both vessel trees: starts (N, 2), ends (N, 2), radii (N,) in mm.
 
-    Whole generations grow at once. A branch leaves the slice with a probability that falls with its radius, which gives the
-    broken lines and dots of a thin section.
+    Whole generations grow at once. A branch leaves the slice with a probability that falls with its radius, which gives
+    the broken lines and dots of a thin section.
     """
     central = float(np.exp(-(((chest.level - 0.48) / 0.25) ** 2)))
     position, angle, radius = [], [], []

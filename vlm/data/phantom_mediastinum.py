@@ -1,4 +1,7 @@
-"""What lies between the phantom's lungs: great vessels, airway, oesophagus, and the heart: root and left atrium above, four chambers with a thick left wall below, fat in the grooves."""
+"""What lies between the phantom's lungs: great vessels, airway, oesophagus and heart.
+
+The heart has its root and left atrium above, four chambers with a thick left wall below, and fat in the grooves.
+"""
 
 from __future__ import annotations
 

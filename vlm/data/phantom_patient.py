@@ -1,7 +1,7 @@
 """The phantom's patient: sizes, habitus, contrast medium and the level of the slice, and the key levels they come from.
 
-Hounsfield values are textbook ones: fat -100, muscle 50, lung -860, blood 40 or, with contrast medium, 150 to 320, marrow 150
-to 250, cortex 600 to 900.
+Hounsfield values are textbook ones: fat -100, muscle 50, lung -860, blood 40 or, with contrast medium, 150 to 320,
+marrow 150 to 250, cortex 600 to 900.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ FAT, MUSCLE, LUNG = -103.0, 52.0, -865.0
 LEVELS = np.array([0.10, 0.20, 0.30, 0.42, 0.55, 0.72, 0.95])
 _CAVITY_A = np.array([0.60, 0.76, 0.88, 0.95, 0.99, 1.0, 1.0])
 _CAVITY_B = np.array([0.74, 0.84, 0.91, 0.96, 1.0, 1.0, 0.98])
-# Half-widths of the mediastinum as fractions of the cavity's half-width, at depths d: 1 = behind the sternum, 0 = in front of
-# the vertebral body, below 0 = beside it. One row a level of LEVELS.
+# Half-widths of the mediastinum as fractions of the cavity's half-width, at depths d: 1 = behind the sternum, 0 = in
+# front of the vertebral body, below 0 = beside it. One row a level of LEVELS.
 _DEPTHS = np.array([1.05, 0.8, 0.6, 0.4, 0.2, 0.0, -0.25, -0.8])
 _RIGHT = np.array(
     [
