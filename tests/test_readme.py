@@ -154,7 +154,7 @@ def test_commands_run_as_written(
     bash = shutil.which("bash")
     assert bash, "the README's commands are bash"
     done = subprocess.run(
-        [bash, "-euc", BLOCKS[name]], cwd=work, env=environment, capture_output=True, text=True, timeout=600
+        [bash, "-euc", BLOCKS[name]], cwd=work, env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     missing = [file for file in EXPECTED[name] if not (work / file).is_file()]
