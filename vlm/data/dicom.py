@@ -49,7 +49,7 @@ from vlm.data.dicom_tags import (
     view_of,
     window_of_file,
 )
-from vlm.data.images import check_size
+from vlm.data.sizes import check_size
 from vlm.data.windows import MODEL_CT_WINDOW, apply_range, apply_window, window_of
 from vlm.types import InputError, Modality, StudyImage
 

@@ -16,11 +16,10 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vlm.data.sizes import MAX_PIXELS, MIN_SIDE, check_size
 from vlm.types import InputError, StudyImage
 
-MAX_PIXELS = 100_000_000
 MAX_RATIO = 1100
-MIN_SIDE = 8
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -110,19 +109,6 @@ def check_image(pixels: np.ndarray, name: str) -> None:
         raise InputError(f"{name}: image holds values that are not finite; export it again")
     if high - low < 1e-3:
         raise InputError(f"{name}: image is uniform (every pixel is {low:.2f}); check the export, or the window for CT")
-
-
-def check_size(width: int, height: int, name: Path) -> None:
-    """Bounds an image before it is decoded: at most 100 megapixels, at least 8 pixels a side.
-
-    Raises:
-        InputError: outside the bounds.
-    """
-    if width * height > MAX_PIXELS:
-        limit = MAX_PIXELS // 1_000_000
-        raise InputError(f"{name}: image is {width}x{height} pixels, more than {limit} megapixels; make it smaller")
-    if min(width, height) < MIN_SIDE:
-        raise InputError(f"{name}: image is {width}x{height} pixels; at least {MIN_SIDE}x{MIN_SIDE} are needed")
 
 
 def file_kind(path: Path) -> str:

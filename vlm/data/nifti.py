@@ -18,7 +18,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from vlm.data.images import check_size
+from vlm.data.sizes import check_size
 from vlm.data.windows import MODEL_CT_WINDOW, apply_range, apply_window, window_of
 from vlm.types import InputError, Modality, StudyImage, View
 
