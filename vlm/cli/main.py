@@ -1,6 +1,7 @@
 """The command `vlm`: joins the verbs, and turns every error into one line and an exit code.
 
-Exit codes: 0 done, 1 checks found errors in the data, 2 wrong input, 3 a gate of `vlm evaluate` failed, 130 interrupted.
+Exit codes: 0 done, 1 checks found errors in the data, 2 wrong input, 3 a gate of `vlm evaluate` failed,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from vlm.types import InputError
 
 app = typer.Typer(
     name="vlm",
-    help="Radiology studies in; findings, boxes and reports with their evidence out. Research software, not a medical device.",
+    help="Radiology studies in; findings, boxes and reports with their evidence out. Research software, not a medical "
+    "device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -25,7 +27,7 @@ console = Console(stderr=True)
 
 
 def _register() -> None:
-    """Adds the verbs. Each verb's module imports torch and its kin inside the function, so that `vlm --help` is quick."""
+    """Adds the verbs. Each verb's module imports torch and its kin inside the function: `vlm --help` is quick."""
     from vlm.cli import data, demo, evaluate, generate, knowledge, train
 
     app.command("generate")(generate.generate)
@@ -44,24 +46,19 @@ def main(arguments: list[str] | None = None) -> None:
     _register()
     try:
         app(args=arguments)
-    except (InputError, KnowledgeError) as error:
-        if debug:
-            raise
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+    except (InputError, KnowledgeError, OSError, MemoryError) as error:
+        _stop(str(error) or type(error).__name__, debug)
     except KeyboardInterrupt:
         console.print("interrupted; what was written is whole", style="yellow")
         sys.exit(130)
-    except (OSError, MemoryError) as error:
-        if debug:
-            raise
-        console.print(f"error: {error or type(error).__name__}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
     except Exception as error:
-        if debug:
-            raise
-        console.print(
-            f"error: {type(error).__name__}: {' '.join(str(error).split())[:500]} (a bug in radscribe; --debug shows where)",
-            style="red", markup=False, highlight=False, soft_wrap=True,
-        )
-        sys.exit(2)
+        line = " ".join(str(error).split())[:500]
+        _stop(f"{type(error).__name__}: {line} (a bug in radscribe; --debug shows where)", debug)
+
+
+def _stop(message: str, debug: bool) -> None:
+    """One line and exit code 2; with `--debug` the error as it was raised."""
+    if debug:
+        raise
+    console.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)

@@ -216,15 +216,19 @@ def looked_for(study: Study, box_labels: Sequence[str]) -> list[int]:
 
 
 def choose_views(images: Sequence[StudyImage], most: int) -> tuple[int, ...]:
-    """Indices of up to `most` images: one of each view first, in the study's order."""
-    first: list[int] = []
-    seen: set[View | None] = set()
+    """Indices of up to `most` images: one of each view first, then the rest spread evenly, in the study's order.
+
+    Worked example: 8 axial slices and most = 2 give the third and the seventh, not the two at the end of the series.
+    """
+    first: dict[View | None, int] = {}
     for index, image in enumerate(images):
-        if image.view is None or image.view not in seen:
-            first.append(index)
-            seen.add(image.view)
-    rest = [i for i in range(len(images)) if i not in first]
-    return tuple(sorted((first + rest)[:most]))
+        first.setdefault(image.view, index)
+    if len(first) == 1 and len(images) > most:
+        return tuple(int((i + 0.5) * len(images) / most) for i in range(most))
+    chosen = list(first.values())[:most]
+    rest = [i for i in range(len(images)) if i not in chosen]
+    spare = min(most - len(chosen), len(rest))
+    return tuple(sorted(chosen + [rest[int((i + 0.5) * len(rest) / spare)] for i in range(spare)]))
 
 
 def coverage(graph: KnowledgeGraph, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:

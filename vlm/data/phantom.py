@@ -1,4 +1,5 @@
-"""The phantom: axial chest CT slices with lesions whose place, size and box are known exactly, and reports of the same facts.
+"""The phantom: axial chest CT slices with lesions whose place, size and box are known exactly, and reports of the same
+facts.
 
 Everything follows from (seed, index): the same pair gives the same pixels, the same words and the same DICOM bytes.
 """
@@ -99,8 +100,8 @@ def phantom_study(seed: int, index: int) -> Study:
 
 def _study(rendered: PhantomSlice, name: str, image: StudyImage) -> Study:
     return Study(
-        id=name, images=[image], findings=truth(rendered), boxes=rendered.boxes, report={str(k): v for k, v in rendered.report.items()},
-        patient=name, source="phantom",
+        id=name, images=[image], findings=truth(rendered), boxes=rendered.boxes,
+        report={str(k): v for k, v in rendered.report.items()}, patient=name, source="phantom",
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The phantom's report: written from the facts that drew the lesions, in the words that radiologists use for them.
 
-Wording varies with the same random stream as the picture, so a seed fixes the text as well. Nothing is said that the facts do not hold.
+Wording varies with the same random stream as the picture, so a seed fixes the text as well. Nothing is said that the
+facts do not hold.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def write_report(
     """Findings and impression of one slice.
 
     Args:
-        lesions: what was drawn. level: 0 at the apex, 1 at the base. contrast: HU of blood in the left heart. rng: of the wording.
+        lesions: what was drawn. level: 0 at the apex, 1 at the base. contrast: HU of blood in the left heart. rng: of
+            the wording.
     """
     ordered = sorted(lesions, key=lambda x: (_ORDER[x.kind], -x.size_mm))
     enhanced = "contrast-enhanced" if contrast > 100 else "non-contrast"
@@ -72,7 +74,8 @@ def _sentence(lesion: Lesion, rng: np.random.Generator) -> str:
     margin = f"{lesion.margin} " if lesion.margin else ""
     article = "an" if margin.startswith(("a", "e", "i", "o", "u")) else "a"
     return _pick(
-        rng, f"There is {article} {margin}{lesion.kind} {place} measuring {size}.", f"{margin.capitalize()}{lesion.kind} {place}, {size}.",
+        rng, f"There is {article} {margin}{lesion.kind} {place} measuring {size}.",
+        f"{margin.capitalize()}{lesion.kind} {place}, {size}.",
         f"A {size} {margin}{lesion.kind} is seen {place}.",
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ from vlm.types import InputError
 
 UNSAID, ABSENT, UNCERTAIN, PRESENT = 0, 1, 2, 3
 _CODES = {Certainty.ABSENT: ABSENT, Certainty.UNCERTAIN: UNCERTAIN, Certainty.PRESENT: PRESENT}
-_SIDES = {"left": 1, "right": 2, "bilateral": 3}
+_SIDES = {"left": 1, "right": 2, "bilateral": 3}  # as bits: left and right together are both
 NORMAL = ("normal", "normal / no indexing", "No Finding")
 """Labels that say that nothing is wrong: no finding, so neither a false statement nor an omission."""
 
@@ -108,12 +108,11 @@ class FindingReader:
         states, sides = np.zeros(len(column), np.int8), np.zeros(len(column), np.int8)
         for label, certainty in label_mentions(mentions, self.graph, view=view).items():
             states[column[label]] = _CODES[certainty]
-        current = [m for m in mentions if m.side and m.certainty != Certainty.ABSENT and m.change != "past"]
-        for label, concepts in self.concepts(view).items() if current else ():
-            said = {_SIDES.get(m.side, 0) for m in current if m.concept in concepts}
-            said.discard(0)
-            if said:
-                sides[column[label]] = said.pop() if len(said) == 1 else 3
+        labels_of = self.graph.label_of(view)
+        for m in mentions:
+            if m.side and m.certainty != Certainty.ABSENT and m.change != "past":
+                for label in labels_of.get(m.concept, ()):
+                    sides[column[label]] |= _SIDES[m.side]
         return states, sides
 
 

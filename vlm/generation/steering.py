@@ -26,9 +26,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vlm.generation.automaton import Automaton
-from vlm.generation.beam_search import BeamSettings
 from vlm.generation.compiling import build_for
 from vlm.generation.constraints import Constraints, TermSet
+from vlm.generation.settings import BeamSettings
 from vlm.generation.wording import WITHOUT_TERMS, Wording
 from vlm.types import InputError
 

@@ -9,7 +9,7 @@ Shapes: `B` studies, `V` tokens, `S` states, `Q` sets with a bit, `P` states wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,8 @@ from torch import Tensor
 from vlm.generation.automaton import AFTER_SPACE, fold, is_word
 from vlm.generation.compiling import CompiledConstraints
 from vlm.generation.negation import BROKEN, FORBIDDEN, PADDING, PLAIN, SPACE, STOP, UNDENIED
+from vlm.generation.settings import BeamSettings
 from vlm.types import InputError
-
-if TYPE_CHECKING:
-    from vlm.generation.beam_search import BeamSettings
 
 PRIME = 1_099_511_628_211
 """Multiplier of the rolling hash of a sentence's letters and digits (FNV's prime; sums wrap at 64 bits)."""
