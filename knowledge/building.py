@@ -9,7 +9,9 @@ from pathlib import Path
 from knowledge.cooccurrence import cooccurrence
 from knowledge.errors import at
 from knowledge.graph import KnowledgeGraph
-from knowledge.sources import Conflict, Imported, merge, read_source
+from knowledge.imported import Imported
+from knowledge.merging import Conflict
+from knowledge.sources import merge, read_source
 from knowledge.tables import Content
 from knowledge.validation import located_faults
 

@@ -20,7 +20,7 @@ from knowledge.errors import at
 from knowledge.graph import RESOURCES, KnowledgeGraph
 from knowledge.ontology import Certainty, Kind
 from knowledge.tables import read_text, split_values
-from knowledge.text import TOKEN, Speller, fold
+from knowledge.text import TOKEN, Speller, fold, phrase_key
 
 Payload = dict[str, Any]
 _END = ""  # no word is empty, so the payload of a phrase can lie under this key
@@ -134,11 +134,6 @@ class Lexicon:
                 raise at(path, line, "a composite needs heads and qualities")
             self._phrases += [(quality, "quality", phrase_key(quality)) for quality in split_values(qualities)]
         self.composites = {key: tuple(dict.fromkeys(values)) for key, values in table.items()}
-
-
-def phrase_key(phrase: str) -> str:
-    """One key for every spelling of a phrase: "Normal limits" -> "normal limit"."""
-    return " ".join(fold(w) for w in TOKEN.findall(phrase))
 
 
 def _lines(path: Path, columns: int = 2) -> Iterator[tuple[int, str, Any]]:

@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from knowledge.graph import KnowledgeGraph
-from knowledge.lexicon import phrase_key
+from knowledge.concept_graph import ConceptGraph
 from knowledge.ontology import Concept, Edge, Kind, Relation
-from knowledge.sources import Conflict
-from knowledge.tables import Views
+from knowledge.tables import Content
+from knowledge.text import phrase_key
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Where two sources disagree, and what was done.
+
+    Args:
+        kind: "term", "name", "kind", "edge", "cycle" or "exclusion".
+        message: one line for a person.
+    """
+
+    kind: str
+    message: str
+
+
+def merged(base: ConceptGraph, other: ConceptGraph | Content) -> tuple[Content, list[Conflict]]:
+    """Adds concepts and edges to a graph's; where they disagree the graph stands.
+
+    Args:
+        base: the graph that wins.
+        other: a graph, or content as read from a source.
+
+    Returns:
+        The content of both, and every conflict with what was done about it.
+    """
+    merger = Merger(base)
+    for concept in other.concepts.values():
+        merger.add_concept(concept)
+    for edge in other.edges:
+        merger.add_edge(edge)
+    views = {**other.views, **base.views}
+    views = {v: {label: tuple(merger.id_of(i) for i in ids) for label, ids in ls.items()} for v, ls in views.items()}
+    concepts, edges = merger.content()
+    return Content(concepts, edges, views, base.version), merger.conflicts
 
 
 class Merger:
@@ -18,7 +51,7 @@ class Merger:
         base: the graph that wins where sources disagree.
     """
 
-    def __init__(self, base: KnowledgeGraph) -> None:
+    def __init__(self, base: ConceptGraph) -> None:
         self.conflicts: list[Conflict] = []
         self._concepts = dict(base.concepts)
         self._edges: dict[tuple[str, str, str], Edge] = {(e.source, e.relation.value, e.target): e for e in base.edges}
@@ -97,9 +130,9 @@ class Merger:
         if ups is not None:
             ups.setdefault(edge.source, set()).add(edge.target)
 
-    def graph(self, views: Views, version: str) -> KnowledgeGraph:
-        """The merged graph; a finding that no source places is placed in the body as a whole."""
-        draft = KnowledgeGraph(self._concepts, self._edges.values(), views, version, check=False)
+    def content(self) -> tuple[dict[str, Concept], list[Edge]]:
+        """All concepts and edges; a finding that no source places is placed in the body as a whole."""
+        draft = ConceptGraph(self._concepts, self._edges.values())
         homeless = [i for i in draft.of_kind(Kind.FINDING) if not draft.places(i)]
         if homeless:
             if "body" not in self._concepts:
@@ -107,7 +140,7 @@ class Merger:
             for id in homeless:
                 edge = Edge(id, "body", Relation.LOCATED_IN, 1.0, "no source states a place")
                 self._edges[(id, "located_in", "body")] = edge
-        return KnowledgeGraph(self._concepts, self._edges.values(), views, version, check=False)
+        return self._concepts, list(self._edges.values())
 
     def _home(self, c: Concept) -> str | None:
         if c.id in self._concepts:

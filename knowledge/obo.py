@@ -12,8 +12,8 @@ from pathlib import Path
 
 from knowledge import tables
 from knowledge.errors import at
+from knowledge.imported import Imported, slug
 from knowledge.ontology import Concept, Edge, Kind, Relation
-from knowledge.sources import Imported, slug
 
 KINDS = {"DOID": Kind.FINDING, "HP": Kind.FINDING, "MONDO": Kind.FINDING, "UBERON": Kind.ANATOMY, "FMA": Kind.ANATOMY}
 """Id prefix -> what its terms are."""

@@ -7,8 +7,8 @@ from collections import Counter, deque
 
 from knowledge.errors import KnowledgeError
 from knowledge.graph import KnowledgeGraph
-from knowledge.lexicon import phrase_key
 from knowledge.ontology import Edge, Kind
+from knowledge.text import phrase_key
 
 
 def find(graph: KnowledgeGraph, term: str) -> str:

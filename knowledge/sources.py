@@ -16,13 +16,14 @@ term.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from knowledge import tables
 from knowledge.errors import at
 from knowledge.graph import KnowledgeGraph
-from knowledge.lexicon import phrase_key
+from knowledge.imported import Imported, slug
+from knowledge.merging import Conflict, merged
+from knowledge.obo import read_obo
 from knowledge.ontology import Concept, Edge, Kind, Relation
 from knowledge.tables import Content
 
@@ -41,45 +42,6 @@ RELATION_WORDS = {
 """Relation names of triple files; a relation that is not here is an attribute, and is counted."""
 MATRIX_WEIGHT = 0.5
 """Weight of an edge from a 0/1 adjacency matrix, which says that two labels are related and not how strongly."""
-
-
-@dataclass(slots=True)
-class Imported:
-    """What one source file gave.
-
-    Args:
-        path: the file or folder.
-        content: its concepts and edges.
-        kind: name of the reader that took it.
-        skipped: reason -> how many entries were left out for it.
-    """
-
-    path: Path
-    content: Content
-    kind: str
-    skipped: dict[str, int] = field(default_factory=dict)
-
-    def skip(self, reason: str) -> None:
-        """Counts an entry that is left out."""
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """Where two sources disagree, and what was done.
-
-    Args:
-        kind: "term", "name", "kind", "edge", "cycle" or "exclusion".
-        message: one line for a person.
-    """
-
-    kind: str
-    message: str
-
-
-def slug(text: str) -> str:
-    """An id made from a term: "Pleural effusion" -> "pleural_effusion"."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def read_source(path: Path) -> list[Imported]:
@@ -111,8 +73,6 @@ def read_source(path: Path) -> list[Imported]:
 def _read_file(path: Path) -> Imported:
     suffix = path.suffix.lower()
     if suffix == ".obo":
-        from knowledge.obo import read_obo
-
         return read_obo(path)
     if suffix == ".json":
         return Imported(path, tables.parse_json(tables.read_json(path), path), "json")
@@ -270,23 +230,5 @@ def merge(base: KnowledgeGraph, other: KnowledgeGraph | Content) -> tuple[Knowle
     Returns:
         The merged graph, which has no fault that `base` had not, and every conflict with what was done about it.
     """
-    from knowledge.merging import Merger
-
-    merger = Merger(base)
-    for concept in other.concepts.values():
-        merger.add_concept(concept)
-    for edge in other.edges:
-        merger.add_edge(edge)
-    views = {**other.views, **base.views}
-    views = {v: {label: tuple(merger.id_of(i) for i in ids) for label, ids in ls.items()} for v, ls in views.items()}
-    return merger.graph(views, base.version), merger.conflicts
-
-
-def rename(concept: Concept, id: str) -> Concept:
-    """The same concept under another id."""
-    return replace(concept, id=id)
-
-
-def same_term(a: str, b: str) -> bool:
-    """Whether two terms differ in nothing but case, number and spelling."""
-    return phrase_key(a) == phrase_key(b)
+    content, conflicts = merged(base, other)
+    return KnowledgeGraph(content.concepts, content.edges, content.views, content.version, check=False), conflicts

@@ -63,7 +63,7 @@ def _keep(text: str, start: int, end: int, spans: list[tuple[int, int]]) -> None
     start = head.end() if head else start
     while end > start and text[end - 1].isspace():
         end -= 1
-    if any(c.isalpha() for c in text[start:end]):
+    if any(map(str.isalpha, text[start:end])):
         spans.append((start, end))
 
 
@@ -82,6 +82,11 @@ def fold(word: str) -> str:
             return w[:-2]
         return w[:-1]
     return w
+
+
+def phrase_key(phrase: str) -> str:
+    """One key for every spelling of a phrase: "Normal limits" -> "normal limit"."""
+    return " ".join(fold(w) for w in TOKEN.findall(phrase))
 
 
 class Speller:

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from knowledge.concept_graph import ConceptGraph
 from knowledge.ontology import Concept, Edge, Kind, Relation
-from knowledge.text import TOKEN, fold
-
-if TYPE_CHECKING:
-    from knowledge.graph import KnowledgeGraph
-    from knowledge.tables import Content
+from knowledge.tables import Content
+from knowledge.text import phrase_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,7 @@ class Fault:
         return edges + list(self.concepts)
 
 
-def faults(graph: KnowledgeGraph) -> Iterator[Fault]:
+def faults(graph: ConceptGraph) -> Iterator[Fault]:
     """Every fault of a graph, lazily: the first is the one that `load` reports."""
     yield from _unknown_ends(graph)
     yield from _circles(graph)
@@ -52,7 +49,7 @@ def faults(graph: KnowledgeGraph) -> Iterator[Fault]:
     yield from _missing_provenance(graph)
 
 
-def located_faults(graph: KnowledgeGraph, content: Content, kinds: tuple[str, ...] = ()) -> list[str]:
+def located_faults(graph: ConceptGraph, content: Content, kinds: tuple[str, ...] = ()) -> list[str]:
     """Faults as messages that start with file and line where these are known.
 
     Args:
@@ -68,7 +65,7 @@ def located_faults(graph: KnowledgeGraph, content: Content, kinds: tuple[str, ..
     return out
 
 
-def _unknown_ends(graph: KnowledgeGraph) -> Iterator[Fault]:
+def _unknown_ends(graph: ConceptGraph) -> Iterator[Fault]:
     for e in graph.edges:
         for end in (e.source, e.target):
             if end not in graph.concepts:
@@ -81,7 +78,7 @@ def _unknown_ends(graph: KnowledgeGraph) -> Iterator[Fault]:
                     yield Fault(f"view {view!r}, label {label!r}: no concept {id!r} in the graph")
 
 
-def _circles(graph: KnowledgeGraph) -> Iterator[Fault]:
+def _circles(graph: ConceptGraph) -> Iterator[Fault]:
     for relation in (Relation.IS_A, Relation.PART_OF):
         steps: dict[str, list[str]] = {}
         for e in graph.edges:
@@ -116,7 +113,7 @@ def find_circle(steps: dict[str, list[str]]) -> list[str]:
     return []
 
 
-def term_clashes(graph: KnowledgeGraph) -> Iterator[tuple[str, str, str]]:
+def term_clashes(graph: ConceptGraph) -> Iterator[tuple[str, str, str]]:
     """(term, first id, second id) for terms that name two concepts of the same kind, or a finding and a place.
 
     An adjective of a place ("pleural") may equal a term elsewhere only when that is an adjective too; a synonym never.
@@ -124,7 +121,7 @@ def term_clashes(graph: KnowledgeGraph) -> Iterator[tuple[str, str, str]]:
     owner: dict[str, tuple[str, bool]] = {}
     for c in graph.concepts.values():
         for term, is_adjective in _terms(c):
-            key = " ".join(fold(w) for w in TOKEN.findall(term))
+            key = phrase_key(term)
             if key in owner and owner[key][0] != c.id:
                 if not (is_adjective and owner[key][1]):
                     yield term, owner[key][0], c.id
@@ -139,7 +136,7 @@ def _terms(c: Concept) -> Iterator[tuple[str, bool]]:
         yield term, True
 
 
-def _shared_terms(graph: KnowledgeGraph) -> Iterator[Fault]:
+def _shared_terms(graph: ConceptGraph) -> Iterator[Fault]:
     for term, first, second in term_clashes(graph):
         yield Fault(
             f"synonym clash: {term!r} names both {first!r} and {second!r}; keep it in one",
@@ -148,7 +145,7 @@ def _shared_terms(graph: KnowledgeGraph) -> Iterator[Fault]:
         )
 
 
-def _findings_without_place(graph: KnowledgeGraph) -> Iterator[Fault]:
+def _findings_without_place(graph: ConceptGraph) -> Iterator[Fault]:
     for id in graph.of_kind(Kind.FINDING):
         if not graph.places(id):
             yield Fault(f"finding {id!r} has no place; add located_in to it or to what it is_a", (id,))
@@ -158,7 +155,7 @@ def _findings_without_place(graph: KnowledgeGraph) -> Iterator[Fault]:
             yield Fault(f"{e.source} located_in {e.target}: {e.target!r} is not a place", (), e)
 
 
-def _exclusions(graph: KnowledgeGraph) -> Iterator[Fault]:
+def _exclusions(graph: ConceptGraph) -> Iterator[Fault]:
     pairs = graph.exclusions()
     for e in graph.edges:
         if e.relation is not Relation.EXCLUDES:
@@ -169,7 +166,7 @@ def _exclusions(graph: KnowledgeGraph) -> Iterator[Fault]:
             yield Fault(f"{e.source} excludes {e.target}, which it is a kind of", (), e)
 
 
-def _missing_provenance(graph: KnowledgeGraph) -> Iterator[Fault]:
+def _missing_provenance(graph: ConceptGraph) -> Iterator[Fault]:
     for c in graph.concepts.values():
         if not c.source:
             yield Fault(f"concept {c.id!r} states no source; fill the column 'source'", (c.id,))
