@@ -10,6 +10,8 @@ The grammar is that of radiology prose, after NegEx and CheXpert's patterns, wit
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+
 from knowledge.attachment import attach, measures
 from knowledge.composites import composites, nothing_wrong
 from knowledge.lexicon import Lexicon
@@ -22,6 +24,8 @@ _CHANGES = ("new", "unchanged", "increased_change", "decreased_change", "removed
 _SAYS = frozenset(
     {"finding", "verb", "quality", "asserts", "negates_after", "negates_before", "hedges_after", "generic"}
 )
+_LONGEST = 300
+"""Phrases of a clause; a longer one is no prose, and reading each finding against all of it would take for ever."""
 _OPEN_LISTS = ("differential", "consideration", "includes")  # what follows is a list of possibilities to its end
 
 
@@ -41,10 +45,11 @@ def readings(words: list[str], phrases: list[Phrase], lexicon: Lexicon) -> list[
         found = composites(clause, lexicon)  # first: a phrase that a composite took is no finding of its own
         found += _findings(clause) + nothing_wrong(clause, lexicon)
         found.sort(key=lambda r: (r.start, r.end))
+        changes = [(j, role) for j, p in enumerate(clause) for role in _CHANGES if role in p.roles]
         for r in found:
             if not r.fixed:
                 _certainty(r, clause)
-            _change(r, clause)
+            _change(r, clause, changes)
         found += [Reading(*r.head, r.index) for r in found if r.head and r.certainty is ABSENT and r.inside]
         targets = [r for r in found if r.concept != "normal"]
         attach(clause, targets, lexicon.sides)
@@ -59,7 +64,7 @@ def clauses(phrases: list[Phrase]) -> list[list[Phrase]]:
     current: list[Phrase] = []
     for i, p in enumerate(phrases):
         joins = ("comma" in p.roles or "and" in p.roles) and any(not _SAYS.isdisjoint(q.roles) for q in current)
-        if "break" in p.roles or (joins and _new_statement(phrases, i)):
+        if "break" in p.roles or len(current) >= _LONGEST or (joins and _new_statement(phrases, i)):
             out.append(current)
             current = []
         current.append(p)
@@ -106,9 +111,8 @@ def _findings(clause: list[Phrase]) -> list[Reading]:
 
 def _certainty(r: Reading, clause: list[Phrase]) -> None:
     """Sets whether the finding is present, absent or uncertain."""
-    i = r.index
-    first = next((k for k, p in enumerate(clause) if p.start >= r.start), i)
-    last = max(k for k, p in enumerate(clause) if p.end <= r.end)
+    first = bisect_left(clause, r.start, key=lambda p: p.start)
+    last = bisect_right(clause, r.end, key=lambda p: p.end) - 1
     states = any("verb" in p.roles for p in clause[first : last + 1])
     negation = cue_before(clause, first, "negates_after", states)
     if negation is None and first and "negates_next" in clause[first - 1].roles:
@@ -154,15 +158,13 @@ def _hedged_after(clause: list[Phrase], i: int) -> bool:
     return False
 
 
-def _change(r: Reading, clause: list[Phrase]) -> None:
+def _change(r: Reading, clause: list[Phrase], changes: list[tuple[int, str]]) -> None:
     """New, unchanged, increased, decreased, resolved or past, from the nearest such word of the clause."""
     best: tuple[int, str] | None = None
-    for j, p in enumerate(clause):
-        for role in _CHANGES:
-            if role in p.roles and _change_reaches(r, clause, j, role):
-                distance = abs(j - r.index)
-                if best is None or distance < best[0]:
-                    best = (distance, role)
+    for j, role in changes:
+        distance = abs(j - r.index)
+        if (best is None or distance < best[0]) and _change_reaches(r, clause, j, role):
+            best = (distance, role)
     if best is not None:
         role = best[1].removesuffix("_change")
         r.change = "resolved" if role == "removed" else role

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from vlm.training_data import FeatureCache
 
 FEWEST_POSITIVES = 10
+LEAST_UPPER = 0.4
+"""No finding must appear in a report below this probability."""
+MOST_LOWER = 0.2
+"""No finding is kept out of a report above this one."""
 
 
 class Validator:
@@ -143,7 +147,9 @@ class Validator:
             calibration.findings[name] = (slope, offset)
             probability = (score[:, column] * slope + offset).sigmoid().numpy()
             cut = choose_thresholds(probability, truth[:, column].numpy(), wanted.sensitivity, wanted.precision)
-            calibration.lower[name], calibration.upper[name] = round(cut.lower, 5), round(cut.upper, 5)
+            # A few well separated positives would put the cut next to zero: nothing is demanded that is improbable.
+            calibration.lower[name] = round(min(cut.lower, MOST_LOWER), 5)
+            calibration.upper[name] = round(max(cut.upper, LEAST_UPPER), 5)
         calibration.boxes, calibration.box_threshold = calibrate_boxes(boxes, truths)
         return calibration
 
