@@ -59,6 +59,7 @@ class Run:
         self.validator = Validator(self.builder, validation, config, self.dtype)
         self.seed = seed
         self.rules = graph_rules(checkpoint)
+        self.cache: FeatureCache | None = None
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
@@ -103,15 +104,22 @@ class StageLoop:
         self.total = max(1, round(sum(sizes) * stage.epochs / self.epochs))
 
     def _cache(self) -> FeatureCache | None:
-        """Features of the image half, when nothing of it learns and only the report's loss is asked for."""
-        if IMAGE_PARTS & set(self.stage.train) or set(self.stage.losses) != {"report"}:
-            return None
-        examples = [e for _, s in self.sets for e in s]
-        collate = Collator(self.run.builder)
+        """Features of the image half, when nothing of it learns and only the report's loss is asked for.
+
+        They are kept for the next stage, for as long as no stage trains the image half.
+        """
         run = self.run
-        cache = FeatureCache(run.model, collate, examples, self.stage.cache_copies, run.seed, run.dtype)
-        cache.add(run.model, collate, run.validator.examples)
-        return cache
+        if IMAGE_PARTS & set(self.stage.train):
+            run.cache = None
+            return None
+        if set(self.stage.losses) != {"report"}:
+            return None
+        collate = Collator(run.builder)
+        if run.cache is None or run.cache.copies != self.stage.cache_copies:
+            run.cache = FeatureCache(self.stage.cache_copies, run.seed, run.dtype)
+        run.cache.fill(run.model, collate, [e for _, s in self.sets for e in s])
+        run.cache.fill_plain(run.model, collate, run.validator.examples)
+        return run.cache
 
     def _plan(self, epoch: int) -> tuple[list[Example], list[list[int]]]:
         """The epoch's examples and this process's batches of them."""

@@ -75,30 +75,26 @@ class FeatureCache:
     study, so that the language half sees features that the image half did not fit itself to in just this form.
 
     Args:
-        model: whose image half is run. collate: plain, without variation. examples: training studies. copies:
-            variations of each.
-        seed: of the variations. dtype: of autocast, or None.
+        copies: variations of each study. seed: of the variations. dtype: of autocast, or None.
     """
 
-    def __init__(
-        self,
-        model: ReportGenerator,
-        collate: Collator,
-        examples: Sequence[Example],
-        copies: int,
-        seed: int,
-        dtype: torch.dtype | None,
-    ) -> None:
-        self.dtype = dtype
+    def __init__(self, copies: int, seed: int, dtype: torch.dtype | None) -> None:
+        self.copies, self.seed, self.dtype = copies, seed, dtype
         self.store: dict[str, list[CachedFeatures]] = {}
-        for copy in range(copies):
-            varied = (
-                Collator(collate.builder, True, 0.0, np.random.default_rng([seed, copy])) if copies > 1 else collate
-            )
-            self.add(model, varied, examples)
+
+    def fill(self, model: ReportGenerator, collate: Collator, examples: Sequence[Example]) -> None:
+        """Adds what is missing of training studies, `copies` variations of each."""
+        missing = [e for e in examples if e.id not in self.store]
+        for copy in range(self.copies if missing else 0):
+            rng = np.random.default_rng([self.seed, copy])
+            self._add(model, Collator(collate.builder, True, 0.0, rng) if self.copies > 1 else collate, missing)
+
+    def fill_plain(self, model: ReportGenerator, collate: Collator, examples: Sequence[Example]) -> None:
+        """Adds what is missing of validation studies, as they are."""
+        self._add(model, collate, [e for e in examples if e.id not in self.store])
 
     @torch.no_grad()
-    def add(self, model: ReportGenerator, collate: Collator, examples: Sequence[Example]) -> None:
+    def _add(self, model: ReportGenerator, collate: Collator, examples: Sequence[Example]) -> None:
         """Adds one variation of each study."""
         unique = list({e.id: e for e in examples}.values())
         device = next(model.parameters()).device

@@ -9,7 +9,7 @@ Shapes: V views, S pixels of the square, F findings, K box classes, n boxes, R r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +65,7 @@ class ExampleBuilder:
         labels: the model's label list (F). box_labels: classes of the detection head (K).
         graph, reader: to read what a report says, when it is known.
         tokenizer: of the language model. unwritten: a text mark that carries no loss (the de-identifier's).
-        concept_weight: weight of the tokens inside a concept's mention, >= 1.
+        concept_weight: weight of the tokens inside a concept's mention, >= 1. view: the graph's view that has the labels.
     """
 
     def __init__(
@@ -77,12 +77,15 @@ class ExampleBuilder:
         tokenizer: PreTrainedTokenizerBase,
         concept_weight: float = 1.0,
         unwritten: str = "XXXX",
+        view: str = "radscribe",
     ) -> None:
         self.config, self.graph, self.tokenizer = config, graph, tokenizer
         self.labels, self.box_labels = tuple(labels), tuple(box_labels)
         self.reader = ReportReader(graph)
-        self.concept_weight, self.unwritten = concept_weight, unwritten
-        self.coverage = coverage(graph, self.labels)
+        self.concept_weight, self.unwritten, self.view = concept_weight, unwritten, view
+        self.named = {name: frozenset(graph.views.get(view, {}).get(name, (name,))) for name in self.labels}
+        self.closures = closures(graph, self.named)
+        self.coverage = coverage(self.closures, self.named)
 
     def build(self, study: Study) -> Example:
         """Decodes the images and tokenises the report.
@@ -118,24 +121,25 @@ class ExampleBuilder:
 
     def targets(self, study: Study) -> np.ndarray:
         """(F,) what is known of each label: people's labels first, then the report's own words; uncertain is
-        unknown."""
+        unknown. A label that stands for several concepts is absent when all of them are."""
         said: dict[str, Certainty] = {}
         if study.report:
             text = "\n".join(study.report.values())
-            said = label_mentions(self.reader.read(text), self.graph, "radscribe") if text.strip() else {}
+            said = label_mentions(self.reader.read(text), self.graph, self.view) if text.strip() else {}
         value = {Certainty.PRESENT: 1.0, Certainty.ABSENT: 0.0}
         out = {name: value.get(c, np.nan) for name, c in said.items()}
-        for finding in study.findings or ():
-            covered = self.coverage.get(finding.label, ())
-            if finding.certainty == Certainty.ABSENT:
-                out.update(dict.fromkeys(covered, 0.0))
-            elif finding.certainty == Certainty.PRESENT and len(covered) == 1:
-                out[covered[0]] = 1.0
-            elif finding.certainty == Certainty.PRESENT:
+        stated = [f for f in study.findings or () if f.label in self.coverage]
+        denied = {c for f in stated if f.certainty == Certainty.ABSENT for c in self.closures[f.label]}
+        for finding in stated:
+            covered = self.coverage[finding.label]
+            if finding.certainty == Certainty.PRESENT and len(covered) > 1:
                 # A label that lumps several findings: the report says which; the others stay unknown.
                 out.update({name: out[name] if out.get(name) == 1.0 else np.nan for name in covered})
-            else:
+            elif finding.certainty != Certainty.ABSENT:
                 out.update(dict.fromkeys(covered, np.nan))
+        out.update({name: 0.0 for name in self.labels if self.named[name] <= denied})
+        single = [f for f in stated if f.certainty == Certainty.PRESENT and len(self.coverage[f.label]) == 1]
+        out.update({self.coverage[f.label][0]: 1.0 for f in single})
         return np.array([out.get(name, np.nan) for name in self.labels], np.float32)
 
     def prompt(self, modality: Modality, clinical: dict[str, str], section: str) -> str:
@@ -231,14 +235,26 @@ def choose_views(images: Sequence[StudyImage], most: int) -> tuple[int, ...]:
     return tuple(sorted(chosen + [rest[int((i + 0.5) * len(rest) / spare)] for i in range(spare)]))
 
 
-def coverage(graph: KnowledgeGraph, labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """For every label of every view of the graph, the model's labels that it covers."""
-    out: dict[str, tuple[str, ...]] = {}
-    for name, view in graph.views.items():
-        if name == "radscribe":
-            continue
-        for label, concepts in view.items():
-            wide = {d for c in concepts for d in graph.descendants(c)}
-            out[label] = tuple(own for own in labels if own in wide)
-    out.update({name: (name,) for name in labels})
-    return out
+def closures(graph: KnowledgeGraph, named: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    """For every label of every view of the graph, its concepts and all their kinds; the model's own labels win.
+
+    Args:
+        graph: whose views are read.
+        named: the model's labels with the concepts that each stands for.
+    """
+    out: dict[str, Collection[str]] = {label: ids for view in graph.views.values() for label, ids in view.items()}
+    out.update(named)
+    return {label: frozenset().union(*map(graph.descendants, ids)) for label, ids in out.items()}
+
+
+def coverage(closures: Mapping[str, frozenset[str]], named: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
+    """For every label of every view of the graph, the model's labels that it covers, at least in part: "Consolidation"
+    covers "pneumonia", which stands for both. A kind that two labels share (hydropneumothorax) makes neither cover the
+    other.
+
+    Args:
+        closures: from `closures`.
+        named: the model's labels with the concepts that each stands for.
+    """
+    covered = {label: tuple(own for own, ids in named.items() if ids & wide) for label, wide in closures.items()}
+    return covered | {name: (name,) for name in named}
