@@ -65,7 +65,7 @@ class ExampleBuilder:
         labels: the model's label list (F). box_labels: classes of the detection head (K).
         graph, reader: to read what a report says, when it is known.
         tokenizer: of the language model. unwritten: a text mark that carries no loss (the de-identifier's).
-        concept_weight: weight of the tokens inside a concept's mention, >= 1. view: the graph's view that has the labels.
+        concept_weight: weight of the tokens inside a concept's mention, >= 1. view: of the graph, with the labels.
     """
 
     def __init__(
