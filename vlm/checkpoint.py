@@ -53,7 +53,9 @@ class Calibration:
         upper, lower: label -> probability above which a finding must be stated, and below which it must not be
             asserted.
         boxes: (slope, offset) for the detection score's logit.
-        box_threshold: detection score from which a box is shown; None takes the configuration's.
+        box_threshold: detection score from which a box counts as evidence; None for confidence 0.5.
+        modalities: modality -> labels that training held present and absent examples of; of others nothing is said. A
+            modality that is not named is given every label.
     """
 
     findings: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -61,6 +63,7 @@ class Calibration:
     lower: dict[str, float] = field(default_factory=dict)
     boxes: tuple[float, float] = (1.0, 0.0)
     box_threshold: float | None = None
+    modalities: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -274,9 +277,8 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
 def _calibration(saved: dict[str, Any]) -> Calibration:
     """JSON has no tuples."""
     pairs = {name: (pair[0], pair[1]) for name, pair in saved["findings"].items()}
-    return Calibration(
-        pairs, saved["upper"], saved["lower"], (saved["boxes"][0], saved["boxes"][1]), saved["box_threshold"]
-    )
+    boxes = (saved["boxes"][0], saved["boxes"][1])
+    return Calibration(pairs, saved["upper"], saved["lower"], boxes, saved["box_threshold"], saved["modalities"])
 
 
 def _sha256(path: Path) -> str:

@@ -63,6 +63,7 @@ class Data(Strict):
     train: tuple[DataSet, ...] = ()
     validation: tuple[DataSet, ...] = ()
     image_size: dict[str, Annotated[int, Field(ge=32, le=2048, multiple_of=32)]] = {"default": 256}
+    default_modality: Literal["xray", "ct", "mr", "us", "mg", "other"] = "xray"
     max_views: Annotated[int, Field(ge=1, le=16)] = 2
     clinical_sections: tuple[str, ...] = ("indication",)
     clinical_dropout: Annotated[Real, Field(ge=0, le=1)] = 0.2

@@ -106,6 +106,7 @@ class Pipeline:
         self.automaton = term_automaton(self.wording)
         self.structurer = Structurer(checkpoint.graph, self.builder.reader, config.model.knowledge.view)
         self.thresholds = self._thresholds()
+        self.least = self._least_confidence()
         self.device = next(self.model.parameters()).device
         tokenizer = checkpoint.tokenizer
         self.break_id = _break_id(tokenizer)
@@ -120,6 +121,14 @@ class Pipeline:
             upper = calibration.upper.get(name, 1.01)
             cuts[name] = Threshold(min(calibration.lower.get(name, NEUTRAL.lower), upper - 1e-6), upper)
         return cuts
+
+    def _least_confidence(self) -> float:
+        """Confidence from which a box is evidence: the calibrated value of the best threshold on validation."""
+        calibration = self.checkpoint.calibration
+        if calibration.box_threshold is None:
+            return 0.5
+        slope, offset = calibration.boxes
+        return float((torch.logit(torch.tensor(calibration.box_threshold), eps=1e-4) * slope + offset).sigmoid())
 
     @classmethod
     def load(cls, folder: Path | None = None) -> Pipeline:
@@ -198,10 +207,15 @@ class Pipeline:
                 full = image.evidence.attention[row, :, : views * h * w].float().cpu().numpy()
                 maps = {name: full[i].reshape(views, h, w) for i, name in enumerate(labels)}
             widths = {i: p.width for i, p in zip(example.chosen, example.placements, strict=True)}
+            spoken = calibration.modalities.get(example.modality.value, labels)
             evidence = Evidence(
-                dict(zip(labels, probability[row].tolist(), strict=True)), boxes[row],
-                [widths.get(i, 0) for i in range(max(widths) + 1)], self.thresholds,
-            )  # fmt: skip
+                {name: p for name, p in zip(labels, probability[row].tolist(), strict=True) if name in spoken},
+                boxes[row],
+                [widths.get(i, 0) for i in range(max(widths) + 1)],
+                self.thresholds,
+                self.least,
+            )
+            maps = {name: value for name, value in maps.items() if name in spoken}
             out.append(_Seen(evidence, boxes[row], maps))
         return out
 
@@ -211,8 +225,7 @@ class Pipeline:
         detection = self.checkpoint.config.model.detection
         slope, offset = self.checkpoint.calibration.boxes
         found: list[list[Box]] = [[] for _ in examples]
-        threshold = self.checkpoint.calibration.box_threshold or detection.score_threshold
-        selected = select_boxes(image.dense, examples[0].size, threshold, detection.nms_iou)
+        selected = select_boxes(image.dense, examples[0].size, detection.score_threshold, detection.nms_iou)
         places = zip(selected, batch.image_study.tolist(), batch.image_slot.tolist(), strict=True)
         for detections, study, slot in places:
             example = examples[study]
@@ -231,7 +244,8 @@ class Pipeline:
             # A box says as much as a finding: the more certain of the two counts.
             boxed: dict[str, float] = {}
             for box in seen.boxes:
-                boxed[box.label] = max(boxed.get(box.label, 0.0), box.confidence or 0.0)
+                if (box.confidence or 0.0) >= self.least:
+                    boxed[box.label] = max(boxed.get(box.label, 0.0), box.confidence or 0.0)
             probabilities = {n: max(p, boxed.get(n, 0.0)) for n, p in seen.evidence.probabilities.items()}
             base = steer(probabilities, self.wording, self.thresholds, generation.softness, generation.max_must)
         must = tuple(TermSet(f"--must {t}", (t,)) for t in settings.must)

@@ -27,7 +27,7 @@ from vlm.data.examples import Example, ExampleBuilder
 from vlm.models.report_generator import ModelOutput
 from vlm.optimization import Average, make_optimizer, select_parameters, set_modes, set_rate
 from vlm.run_state import Position, load_state, put_back, restore, save_state, snapshot
-from vlm.training_data import FeatureCache, console, epoch_examples, load_examples
+from vlm.training_data import FeatureCache, console, epoch_examples, labels_by_modality, load_examples
 from vlm.types import InputError, StudyBatch
 from vlm.validation import Validator
 
@@ -269,6 +269,8 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True) -> dict[str, A
     if run.main:
         if run.validator.examples:
             checkpoint.calibration = run.validator.calibrate(run.model)
+        known = ((e.modality, e.finding_targets) for _, examples in run.sets for e in examples)
+        checkpoint.calibration.modalities = labels_by_modality(known, checkpoint.labels)
         save_checkpoint(out / "best", checkpoint)
         draw_curve(out)
     return metrics

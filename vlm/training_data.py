@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from vlm.data.examples import Example, ExampleBuilder
 from vlm.data.phantom import phantom_study
 from vlm.data.sources import read_studies
 from vlm.models.report_generator import ReportGenerator
-from vlm.types import CachedFeatures, InputError, Study, StudyBatch
+from vlm.types import CachedFeatures, InputError, Modality, Study, StudyBatch
 
 console = Console(stderr=True)
 
@@ -66,6 +66,24 @@ def epoch_examples(sets: Sequence[tuple[DataSet, Sequence[Example]]], rng: np.ra
         count = round(part * len(examples))
         out += [examples[i] for i in rng.permutation(len(examples))[:count]]
     return out
+
+
+def labels_by_modality(
+    known: Iterable[tuple[Modality, np.ndarray]], labels: Sequence[str], least: int = 5
+) -> dict[str, list[str]]:
+    """The labels that a model can have learnt in each modality: those with present and with absent examples.
+
+    Args:
+        known: modality and targets (F,) of each training study. labels: the label list. least: examples of either kind.
+    """
+    counts: dict[str, np.ndarray] = {}
+    for modality, targets in known:
+        own = counts.setdefault(modality.value, np.zeros((2, len(labels)), int))
+        own += np.stack([targets == 1, targets == 0])
+    return {
+        name: [label for label, enough in zip(labels, (own >= least).all(0), strict=True) if enough]
+        for name, own in counts.items()
+    }
 
 
 class FeatureCache:

@@ -186,8 +186,8 @@ class Report:
         study_id: `Study.id`.
         sections: text by section name, in `SECTIONS` order.
         sentences: the same text, sentence by sentence, with evidence.
-        findings: every label of the checkpoint's list with its probability.
-        boxes: detections, by falling confidence.
+        findings: every label that the checkpoint learnt in this modality, with its probability.
+        boxes: detections, by falling confidence; faint ones too, which no finding and no sentence points at.
         attention: label -> (V, h, w) float32 array per view, each summing to 1 over all views; for heat maps.
         unmet: constraints that the report could not hold, by name.
     """

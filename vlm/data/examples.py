@@ -97,7 +97,7 @@ class ExampleBuilder:
         if not chosen:
             raise InputError(f"study {study.id}: has no image")
         images = [load_image(study.images[i]) for i in chosen]
-        modality = next((i.modality for i in images if i.modality), Modality.OTHER)
+        modality = next((i.modality for i in images if i.modality), Modality(self.config.default_modality))
         sizes = self.config.image_size
         size = sizes.get(modality.value, sizes.get("default", 256))
         pixels, placements = [], []

@@ -153,21 +153,14 @@ class ReviewSummary:
 
     def flat(self) -> dict[str, float | int | None]:
         """Returns one flat object."""
+        found = {f"{system}.{aspect}": entry for (system, aspect), entry in self.means.items()}
+        found |= {f"kappa.{first}.{second}.{aspect}": entry for (first, second, aspect), entry in self.kappas.items()}
         out: dict[str, float | int | None] = {"readers": len(self.readers)}
-        for (system, aspect), (value, found, number) in self.means.items():
-            key = f"{system}.{aspect}"
+        for key, (value, interval, number) in found.items():
             out |= {
                 key: _known(value),
-                f"{key}.low": _known(found.low),
-                f"{key}.high": _known(found.high),
-                f"{key}.n": number,
-            }
-        for (first, second, aspect), (value, found, number) in self.kappas.items():
-            key = f"kappa.{first}.{second}.{aspect}"
-            out |= {
-                key: _known(value),
-                f"{key}.low": _known(found.low),
-                f"{key}.high": _known(found.high),
+                f"{key}.low": _known(interval.low),
+                f"{key}.high": _known(interval.high),
                 f"{key}.n": number,
             }
         return out

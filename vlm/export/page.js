@@ -117,6 +117,7 @@ function sheet(n) {
     group.setAttribute("class", reference ? "box reference" : "box");
     group.dataset.box = reference ? `r${number}` : number;
     group.dataset.label = box.label;
+    if (!reference && box.confidence !== null && box.confidence < 0.5) group.classList.add("faint");
     for (const kind of ["halo", "line"]) {
       const rect = document.createElementNS(SVG, "rect");
       Object.entries({ class: kind, x: x1, y: y1, width: x2 - x1, height: y2 - y1, rx: 0 }).forEach(([k, v]) => rect.setAttribute(k, v));
@@ -129,6 +130,7 @@ function sheet(n) {
       reference ? plain(box.label) : `${plain(box.label)} ${box.confidence === null ? "" : box.confidence.toFixed(2)}`.trim());
     tag.dataset.box = group.dataset.box;
     tag.dataset.label = box.label;
+    if (group.classList.contains("faint")) tag.classList.add("faint");
     node.append(tag);
     if (!reference) { group.addEventListener("pointerenter", () => light({ box: number })); group.addEventListener("pointerleave", () => light(state.pinned)); }
   };

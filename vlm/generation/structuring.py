@@ -37,23 +37,27 @@ class Evidence:
         boxes: detections, in the report's order.
         widths: pixel width of each image, to tell a box's side; empty when unknown, then sides are not compared.
         thresholds: label -> cuts; `NEUTRAL` where there is none.
+        least: confidence from which a box counts.
     """
 
     probabilities: Mapping[str, float]
     boxes: Sequence[Box] = ()
     widths: Sequence[int] = ()
     thresholds: Mapping[str, Threshold] | None = None
+    least: float = 0.0
 
     def cut(self, label: str) -> Threshold:
         """The label's cuts."""
         return (self.thresholds or {}).get(label, NEUTRAL)
 
     def boxes_of(self, label: str, side: str | None = None) -> tuple[int, ...]:
-        """Boxes of a label, on the patient's side if one is named."""
+        """Boxes of a label that count, on the patient's side if one is named."""
         return tuple(
             index
             for index, box in enumerate(self.boxes)
-            if box.label == label and (side is None or self._on(box, side))
+            if box.label == label
+            and (box.confidence is None or box.confidence >= self.least)
+            and (side is None or self._on(box, side))
         )
 
     def _on(self, box: Box, side: str) -> bool:
