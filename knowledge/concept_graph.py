@@ -121,14 +121,18 @@ class ConceptGraph:
         return self.concepts[id]
 
     def _closure(self, id: str, step: dict[str, set[str]]) -> frozenset[str]:
-        self._concept(id)
-        seen, stack = {id}, [id]
-        while stack:
-            for x in step.get(stack.pop(), ()):
-                if x not in seen:
-                    seen.add(x)
-                    stack.append(x)
-        return frozenset(seen)
+        return frozenset(reached(self._concept(id).id, step))
+
+
+def reached(id: str, step: Mapping[str, set[str]]) -> set[str]:
+    """Everything that steps lead to from `id`, itself included."""
+    seen, stack = {id}, [id]
+    while stack:
+        for x in step.get(stack.pop(), ()):
+            if x not in seen:
+                seen.add(x)
+                stack.append(x)
+    return seen
 
 
 def _canonical_edges(edges: Iterable[Edge]) -> tuple[Edge, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from knowledge.concept_graph import ConceptGraph
+from knowledge.concept_graph import ConceptGraph, reached
 from knowledge.ontology import Concept, Edge, Kind, Relation
 from knowledge.tables import Content
 from knowledge.text import phrase_key
@@ -117,13 +117,13 @@ class Merger:
                 self._tell("edge", f"{name}: weight {old.weight:g} or {edge.weight:g}; kept {old.weight:g}")
             return
         ups = self._up.get(edge.relation.value)
-        if ups is not None and edge.source in self._above(edge.target, ups):
+        if ups is not None and edge.source in reached(edge.target, ups):
             self._tell("cycle", f"{name} would close a circle ({edge.provenance}); left out")
             return
         if edge.relation is Relation.LOCATED_IN and self._kind(edge.target) is not Kind.ANATOMY:
             self._tell("kind", f"{name}: {edge.target!r} is not a place; left out")
             return
-        if edge.relation is Relation.EXCLUDES and edge.target in self._above(edge.source, self._up["is_a"]):
+        if edge.relation is Relation.EXCLUDES and edge.target in reached(edge.source, self._up["is_a"]):
             self._tell("exclusion", f"{name}: one is a kind of the other; left out")
             return
         self._edges[key] = edge
@@ -165,15 +165,6 @@ class Merger:
             self._owner.setdefault(phrase_key(term), c.id)
         for xref in c.xrefs:
             self._xref.setdefault(xref, c.id)
-
-    def _above(self, id: str, ups: dict[str, set[str]]) -> set[str]:
-        seen, stack = {id}, [id]
-        while stack:
-            for up in ups.get(stack.pop(), ()):
-                if up not in seen:
-                    seen.add(up)
-                    stack.append(up)
-        return seen
 
     def _kind(self, id: str) -> Kind | None:
         return self._concepts[id].kind if id in self._concepts else None

@@ -26,7 +26,7 @@ from vlm.data.dicom_tags import flips_of
 from vlm.data.examples import choose_views
 from vlm.data.files import read_json, write_atomic
 from vlm.data.images import file_kind, load_image
-from vlm.data.phantom import write_phantom
+from vlm.data.phantom import phantom_study, write_phantom
 from vlm.data.sources import read_studies
 from vlm.data.windows import window_of
 from vlm.evaluation.baselines import Settings
@@ -52,6 +52,10 @@ TEXT_SCORES = {
 }
 """Metric of `vlm.evaluation` -> its name in the demo's table."""
 Watch = Callable[[Study, Report | FailedStudy | None], None]
+
+
+CONSTANTS = 24
+"""Phantom studies among whose reports the demo chooses its constant one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,11 +311,15 @@ def run_demo(
     pipeline = Pipeline.load(checkpoint)
     studies = write_phantom(out / "phantom", n, seed)
     outcome = run_batch(pipeline, studies, Job(out, overwrite=True, title="Radscribe demo: phantom chest CT"), watch)
-    return DemoResult(outcome, score_demo(studies, outcome.reports_file))
+    return DemoResult(outcome, score_demo(studies, outcome.reports_file, seed + 1))
 
 
-def score_demo(studies: Sequence[Study], reports_file: Path) -> list[ScoreRow]:
-    """Scores a file of reports against what is known of its studies: boxes, finding probabilities, findings, words."""
+def score_demo(studies: Sequence[Study], reports_file: Path, constant_seed: int = 1) -> list[ScoreRow]:
+    """Scores a file of reports against what is known of its studies: boxes, finding probabilities, findings, words.
+
+    The constant report beside the model is chosen on other phantom studies (`constant_seed`): of six references one
+    would score by being its own copy.
+    """
     made = {row["id"]: row for row in read_rows(reports_file)}
     known = [study for study in studies if study.id in made]
     if not known:
@@ -332,7 +340,9 @@ def score_demo(studies: Sequence[Study], reports_file: Path) -> list[ScoreRow]:
         return rows
     predictions = Reports(reports_file, texts, {name: {"id": name} for name in texts})
     settings = Settings(resamples=0, meteor="off")
-    result = evaluate_reports(join({"model": predictions}, references, allow_missing=True), settings)
+    others = [phantom_study(constant_seed, index) for index in range(CONSTANTS)]
+    train = Reports(reports_file, {s.id: (s.report or {})["findings"] for s in others})
+    result = evaluate_reports(join({"model": predictions}, references, allow_missing=True), settings, train)
     floor = next((s.values() for s in result.systems if s.floor and s.name.startswith("constant")), {})
     mine = result.system("model").values()
     return rows + [
