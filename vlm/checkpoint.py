@@ -54,6 +54,7 @@ class Calibration:
             asserted.
         boxes: (slope, offset) for the detection score's logit.
         box_threshold: detection score from which a box counts as evidence; None for confidence 0.5.
+        seen: label -> probability from which the prompt names it (the best F1 on validation).
         modalities: modality -> labels that training held present and absent examples of; of others nothing is said. A
             modality that is not named is given every label.
     """
@@ -64,6 +65,7 @@ class Calibration:
     boxes: tuple[float, float] = (1.0, 0.0)
     box_threshold: float | None = None
     modalities: dict[str, list[str]] = field(default_factory=dict)
+    seen: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -278,7 +280,9 @@ def _calibration(saved: dict[str, Any]) -> Calibration:
     """JSON has no tuples."""
     pairs = {name: (pair[0], pair[1]) for name, pair in saved["findings"].items()}
     boxes = (saved["boxes"][0], saved["boxes"][1])
-    return Calibration(pairs, saved["upper"], saved["lower"], boxes, saved["box_threshold"], saved["modalities"])
+    return Calibration(
+        pairs, saved["upper"], saved["lower"], boxes, saved["box_threshold"], saved["modalities"], saved["seen"]
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -47,8 +47,8 @@ class DataSet(Strict):
     split: tuple[str, ...] | None = None
     weight: Annotated[Real, Field(gt=0, le=100)] = 1.0
     limit: Annotated[int, Field(gt=0)] | None = None
-    count: Annotated[int, Field(gt=0)] | None = Field(default=None, description="phantom: number of studies")
-    seed: int = Field(default=0, description="phantom: seed")
+    count: Annotated[int, Field(gt=0)] | None = Field(default=None, description="phantom and blank: number of studies")
+    seed: int = Field(default=0, description="phantom and blank: seed")
 
     def location(self) -> Path:
         """The folder or file that the set lies in."""
@@ -66,6 +66,8 @@ class Data(Strict):
     default_modality: Literal["xray", "ct", "mr", "us", "mg", "other"] = "xray"
     max_views: Annotated[int, Field(ge=1, le=16)] = 2
     clinical_sections: tuple[str, ...] = ("indication",)
+    seen_line: bool = Field(default=False, description="name the findings in the prompt, as told or as predicted")
+    seen_noise: Annotated[Real, Field(ge=0, le=1)] = 0.1
     clinical_dropout: Annotated[Real, Field(ge=0, le=1)] = 0.2
     max_prompt_tokens: Annotated[int, Field(ge=8, le=4096)] = 64
     max_report_tokens: Annotated[int, Field(ge=8, le=4096)] = 160

@@ -99,8 +99,9 @@ class Pipeline:
         self.model = checkpoint.model
         config = checkpoint.config
         self.builder = ExampleBuilder(
-            config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer
-        )
+            config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
+            view=config.model.knowledge.view,
+        )  # fmt: skip
         self.collate = Collator(self.builder)
         self.wording = wording_of(checkpoint.graph, config.model.knowledge.view)
         self.automaton = term_automaton(self.wording)
@@ -266,7 +267,7 @@ class Pipeline:
         texts: list[dict[str, str]] = [{} for _ in examples]
         unmet: list[tuple[str, ...]] = [()] * len(examples)
         for number, section in enumerate(self.checkpoint.config.data.report_sections):
-            prompts = [self._prompt(e, texts[i], section) for i, e in enumerate(examples)]
+            prompts = [self._prompt(e, texts[i], section, seen[i]) for i, e in enumerate(examples)]
             ids, mask = pad(prompts, self.checkpoint.tokenizer.pad_token_id, left=True)
             prefix, prefix_mask = self.model.prefix(
                 image, replace(batch, prompt_ids=ids.to(self.device), prompt_mask=mask.to(self.device))
@@ -335,9 +336,12 @@ class Pipeline:
             suppress_token_ids=self.suppressed,
         )
 
-    def _prompt(self, example: Example, written: dict[str, str], section: str) -> list[int]:
+    def _prompt(self, example: Example, written: dict[str, str], section: str, seen: _Seen) -> list[int]:
         first = next(iter(written), section)
-        ids = self.builder.prompt_ids(self.builder.prompt(example.modality, example.clinical, first))
+        cuts = self.checkpoint.calibration.seen
+        named = [name for name, p in seen.evidence.probabilities.items() if p >= cuts.get(name, 0.5)]
+        named += [name for name in self.checkpoint.labels if name not in named and seen.evidence.boxes_of(name)]
+        ids = self.builder.prompt_ids(self.builder.prompt(example.modality, example.clinical, first, named))
         if not written:
             return ids
         body = ""

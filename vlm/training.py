@@ -49,7 +49,7 @@ class Run:
         self.dtype = autocast_dtype(config.training.dtype, self.accelerator.device)
         self.builder = ExampleBuilder(
             config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
-            config.training.loss.concept_weight,
+            config.training.loss.concept_weight, view=config.model.knowledge.view,
         )  # fmt: skip
         seed = config.training.seed
         self.sets = [(s, load_examples(s, self.builder, self.main)) for s in config.data.train]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from rich.progress import track
 
 from vlm.config import DataSet
 from vlm.data.batches import Collator, bucketed, move
+from vlm.data.blank import blank_study
 from vlm.data.examples import Example, ExampleBuilder
 from vlm.data.phantom import phantom_study
 from vlm.data.sources import read_studies
@@ -20,6 +22,9 @@ from vlm.types import CachedFeatures, InputError, Modality, Study, StudyBatch
 
 console = Console(stderr=True)
 
+MADE: dict[str, Callable[[int, int], Study]] = {"phantom": phantom_study, "blank": blank_study}
+"""Data sets that are made and not read: format -> (seed, index) -> study."""
+
 
 def load_examples(source: DataSet, builder: ExampleBuilder, show: bool) -> list[Example]:
     """Reads a data set; a study that cannot be read is left out and counted.
@@ -27,27 +32,25 @@ def load_examples(source: DataSet, builder: ExampleBuilder, show: bool) -> list[
     Raises:
         InputError: the set cannot be read, or no study of it can.
     """
-    studies: Sequence[Study | int]
-    if source.format == "phantom" and source.path is None:
-        studies = range(source.count or 100)
-        name = "phantom"
+    make = MADE.get(source.format) if source.path is None else None
+    if make is not None:
+        name, count = source.format, source.count or 100
+        study_at: Callable[[int], Study] = partial(make, source.seed)
     else:
         found = read_studies(source.location(), source.format)
-        studies = [s for s in found if source.split is None or s.split in source.split][: source.limit]
-        name = source.location().name
+        kept = [s for s in found if source.split is None or s.split in source.split][: source.limit]
+        name, count = source.location().name, len(kept)
+        study_at = kept.__getitem__
     examples: list[Example] = []
     failures: list[str] = []
-    for index in track(
-        range(len(studies)), description=f"reading {name}", console=console, disable=not show, transient=True
-    ):
-        item = studies[index]
+    for index in track(range(count), description=f"reading {name}", console=console, disable=not show, transient=True):
         try:
-            examples.append(builder.build(phantom_study(source.seed, item) if isinstance(item, int) else item))
+            examples.append(builder.build(study_at(index)))
         except InputError as error:
             failures.append(str(error))
     if failures and show:
         console.print(
-            f"{name}: {len(failures)} of {len(studies)} studies were left out; the first: {failures[0]}", markup=False
+            f"{name}: {len(failures)} of {count} studies were left out; the first: {failures[0]}", markup=False
         )
     if not examples:
         raise InputError(
@@ -81,7 +84,7 @@ def labels_by_modality(
         own = counts.setdefault(modality.value, np.zeros((2, len(labels)), int))
         own += np.stack([targets == 1, targets == 0])
     return {
-        name: [label for label, enough in zip(labels, (own >= least).all(0), strict=True) if enough]
+        name: [label for label, enough in zip(labels, np.all(own >= least, axis=0).tolist(), strict=True) if enough]
         for name, own in counts.items()
     }
 

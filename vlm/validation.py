@@ -147,11 +147,28 @@ class Validator:
             calibration.findings[name] = (slope, offset)
             probability = (score[:, column] * slope + offset).sigmoid().numpy()
             cut = choose_thresholds(probability, truth[:, column].numpy(), wanted.sensitivity, wanted.precision)
+            calibration.seen[name] = best_f1_cut(probability, truth[:, column].numpy())
             # A few well separated positives would put the cut next to zero: nothing is demanded that is improbable.
             calibration.lower[name] = round(min(cut.lower, MOST_LOWER), 5)
             calibration.upper[name] = round(max(cut.upper, LEAST_UPPER), 5)
         calibration.boxes, calibration.box_threshold = calibrate_boxes(boxes, truths)
         return calibration
+
+
+def best_f1_cut(probability: np.ndarray, truth: np.ndarray, least: int = 5) -> float:
+    """The probability with the best F1, from 0.15 up; 0.5 for a label with fewer than `least` positives.
+
+    Args:
+        probability: (n,) in [0, 1]. truth: (n,) 1, 0 or NaN for unknown.
+    """
+    known = ~np.isnan(truth)
+    score, present = probability[known], truth[known] == 1
+    if present.sum() < least:
+        return 0.5
+    order = np.argsort(-score, kind="stable")
+    hits = np.cumsum(present[order])
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + present.sum())
+    return round(max(0.15, float(score[order][int(np.argmax(f1))])), 4)
 
 
 def calibrate_boxes(boxes: list[list[Box]], truths: list[list[Box]]) -> tuple[tuple[float, float], float | None]:

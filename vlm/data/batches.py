@@ -38,6 +38,7 @@ class Collator:
         self.builder = builder
         self.augment_images = augment_images and rng is not None
         self.clinical_dropout = clinical_dropout if rng is not None else 0.0
+        self.noise = builder.config.seen_noise if rng is not None else 0.0
         self.rng = rng or np.random.default_rng(0)
         self.skip_pixels = skip_pixels
 
@@ -85,7 +86,16 @@ class Collator:
 
     def _prompt(self, example: Example) -> list[int]:
         clinical = {} if self.clinical_dropout and self.rng.random() < self.clinical_dropout else example.clinical
-        return self.builder.prompt_ids(self.builder.prompt(example.modality, clinical, example.first_section))
+        seen = self._seen(example.finding_targets)
+        return self.builder.prompt_ids(self.builder.prompt(example.modality, clinical, example.first_section, seen))
+
+    def _seen(self, targets: np.ndarray) -> list[str]:
+        """The labels known to be present; in training some are lost and some are wrong, as a prediction's would be."""
+        present = targets == 1
+        if self.noise:
+            present = present & (self.rng.random(len(targets)) >= self.noise)
+            present = present | (self.rng.random(len(targets)) < self.noise / 5)
+        return [name for name, there in zip(self.builder.labels, present, strict=True) if there]
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool) -> tuple[Tensor, Tensor]:

@@ -142,9 +142,14 @@ class ExampleBuilder:
         out.update({self.coverage[f.label][0]: 1.0 for f in single})
         return np.array([out.get(name, np.nan) for name in self.labels], np.float32)
 
-    def prompt(self, modality: Modality, clinical: dict[str, str], section: str) -> str:
-        """The text before the report: modality, what was asked, and the heading of the section to be written."""
+    def prompt(
+        self, modality: Modality, clinical: dict[str, str], section: str, seen: Sequence[str] | None = None
+    ) -> str:
+        """The text before the report: modality, what is seen (labels), what was asked, and the section's heading."""
         lines = [f"Modality: {modality.value}."]
+        if seen is not None and self.config.seen_line:
+            names = [self.graph.concepts[label].name for label in seen]
+            lines.append(f"Seen: {', '.join(names) or 'unclear'}.")
         lines += [f"{name.capitalize()}: {' '.join(text.split())}" for name, text in clinical.items()]
         return "\n".join([*lines, HEADINGS.get(section, f"{section.capitalize()}:")])
 
