@@ -32,7 +32,7 @@ def starting_point(config: Config, start: Path | None) -> Checkpoint:
     if start is not None:
         checkpoint = load_checkpoint(start)
         # A resolved configuration is written beside the run: it must name the model that is trained.
-        checkpoint.config = config.model_copy(update={"model": checkpoint.config.model, "start": None})
+        checkpoint.config = _over(checkpoint.config, config)
         return checkpoint
     try:
         graph = KnowledgeGraph.load(config.model.knowledge.graph)
@@ -42,6 +42,25 @@ def starting_point(config: Config, start: Path | None) -> Checkpoint:
     model, tokenizer = build_model(config.model, graph, config.data.image_size.get("default", 256))
     return Checkpoint(
         model, tokenizer, graph, config, label_list(graph, config.model.knowledge.view), Calibration(), {}
+    )
+
+
+def _over(old: Config, new: Config) -> Config:
+    """The new run's configuration on the checkpoint's model: how a study is shown to the model, and how reports are
+    written, stay as the checkpoint learnt them wherever the new configuration says nothing."""
+    shown = {
+        name: getattr(old.data, name)
+        for name in type(old.data).model_fields
+        if name not in ("train", "validation") and name not in new.data.model_fields_set
+    }
+    generation = {name: value for name, value in new.generation if name in new.generation.model_fields_set}
+    return new.model_copy(
+        update={
+            "model": old.model,
+            "start": None,
+            "data": new.data.model_copy(update=shown),
+            "generation": old.generation.model_copy(update=generation),
+        }
     )
 
 

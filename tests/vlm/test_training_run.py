@@ -154,3 +154,22 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "broken.yaml")
     with pytest.raises(InputError, match=r"nowhere\.yaml: cannot read the configuration"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_run_from_a_checkpoint_shows_studies_as_the_checkpoint_learnt_them(
+    tiny_checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    text = "data:\n  train: [{format: phantom, count: 2}]\n  max_views: 1\ngeneration: {num_beams: 3}\n"
+    (tmp_path / "new.yaml").write_text(text)
+    made = starting_point(load_config(tmp_path / "new.yaml"), tiny_checkpoint_folder)
+    assert made.config.data.image_size == {"default": 64}
+    assert made.config.data.max_views == 1
+    assert made.config.generation.num_beams == 3
+    assert made.config.generation.max_new_tokens == 24
+    assert made.config.model.width == 32
+
+
+def test_a_model_beside_a_checkpoint_to_start_from_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "both.yaml").write_text("start: shipped\nmodel: {width: 64}\n")
+    with pytest.raises(InputError, match="the model is the checkpoint's"):
+        load_config(tmp_path / "both.yaml")
