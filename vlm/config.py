@@ -66,6 +66,9 @@ class Data(Strict):
     default_modality: Literal["xray", "ct", "mr", "us", "mg", "other"] = "xray"
     max_views: Annotated[int, Field(ge=1, le=16)] = 2
     clinical_sections: tuple[str, ...] = ("indication",)
+    modality_labels: dict[str, tuple[str, ...]] = Field(
+        default={}, description="modality -> labels to speak of, where it is not all that training held examples of"
+    )
     seen_line: bool = Field(default=False, description="name the findings in the prompt, as told or as predicted")
     seen_noise: Annotated[Real, Field(ge=0, le=1)] = 0.1
     clinical_dropout: Annotated[Real, Field(ge=0, le=1)] = 0.2

@@ -233,7 +233,8 @@ class Pipeline:
             xyxy = example.placements[slot].to_image(detections.boxes_xyxy.cpu().numpy())
             confidence = (torch.logit(detections.scores, eps=1e-4) * slope + offset).sigmoid().tolist()
             for box, score, kind in zip(xyxy.tolist(), confidence, detections.classes.tolist(), strict=True):
-                if box[2] > box[0] and box[3] > box[1]:
+                spoken = self.checkpoint.calibration.modalities.get(example.modality.value, self.checkpoint.labels)
+                if box[2] > box[0] and box[3] > box[1] and detection.labels[kind] in spoken:
                     rounded = (round(box[0], 1), round(box[1], 1), round(box[2], 1), round(box[3], 1))
                     found[study].append(Box(rounded, detection.labels[kind], example.chosen[slot], round(score, 4)))
         return [tuple(sorted(b, key=lambda x: -(x.confidence or 0))) for b in found]

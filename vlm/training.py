@@ -252,6 +252,8 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True) -> dict[str, A
     """
     config = checkpoint.config
     own_folder(out, config, resume)
+    # Sums over graph edges and words would otherwise depend on how threads interleave, and a resumed run would drift.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     run = Run(config, checkpoint, out)
     resumed = load_state(out) if resume else None
     first = resumed[0].stage if resumed else 0
@@ -270,7 +272,8 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True) -> dict[str, A
         if run.validator.examples:
             checkpoint.calibration = run.validator.calibrate(run.model)
         known = ((e.modality, e.finding_targets) for _, examples in run.sets for e in examples)
-        checkpoint.calibration.modalities = labels_by_modality(known, checkpoint.labels)
+        chosen = {name: list(labels) for name, labels in config.data.modality_labels.items()}
+        checkpoint.calibration.modalities = labels_by_modality(known, checkpoint.labels) | chosen
         save_checkpoint(out / "best", checkpoint)
         draw_curve(out)
     return metrics

@@ -30,6 +30,7 @@ CLIP = 3.0
 
 SELF_CONTRADICTION = 3.0
 OMISSION = 2.0
+WRONG_SIDE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,9 @@ def agreement(text: str, structurer: Structurer, evidence: Evidence, section: st
     )
     contradicted = tuple(sorted({label for (label, _), verdict in best.items() if verdict < 0}))
     value -= SELF_CONTRADICTION * len(inner) + OMISSION * len(omitted)
+    # A contradicted statement whose probability is high has the wrong side: worse than an omission.
+    sided = {label for (label, said_as), verdict in best.items() if verdict < 0 and said_as is Certainty.PRESENT}
+    value -= WRONG_SIDE * sum(evidence.probabilities.get(label, 0.0) >= evidence.cut(label).lower for label in sided)
     return Agreement(contradicted, inner, omitted, value)
 
 

@@ -8,6 +8,7 @@ boxes:
 | present | supported | unsupported | contradicted |
 | absent | contradicted | unsupported | supported |
 | uncertain | supported | supported | unsupported |
+| present, on the side where no box of it lies | contradicted | contradicted | contradicted |
 
 A sentence is contradicted when one of its statements is, or when it is the less probable side of a contradiction inside
 the report (`knowledge.rules`); supported when at least one statement is and none is contradicted. Its confidence is
@@ -132,9 +133,12 @@ class Structurer:
                 certainty = Certainty.ABSENT
             probability = evidence.probabilities.get(label)
             boxes = evidence.boxes_of(label, mention.side) if certainty is not Certainty.ABSENT else ()
+            # Every box of the finding lies on the other side: the sentence has left and right the wrong way round.
+            swapped = certainty is Certainty.PRESENT and not boxes and bool(evidence.boxes_of(label))
             verdict = _verdict(
                 certainty, probability, bool(evidence.boxes_of(label, mention.side)), evidence.cut(label)
             )
+            verdict = -1 if swapped else verdict
             judged.append(Statement(label, certainty, verdict, _confidence(certainty, probability), boxes))
         return judged
 
