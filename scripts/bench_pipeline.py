@@ -85,7 +85,7 @@ def measure(
     return row
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def bench(
     pipeline: Pipeline, batch_size: int, beams: int, rounds: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
