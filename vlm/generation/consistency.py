@@ -22,7 +22,7 @@ import numpy as np
 from knowledge.extraction import label_mentions
 from knowledge.ontology import Certainty
 from knowledge.rules import contradictions
-from vlm.generation.structuring import Evidence, Structurer
+from vlm.generation.structuring import Evidence, Structurer, share_sides
 from vlm.types import InputError
 
 CLIP = 3.0
@@ -52,7 +52,7 @@ class Agreement:
 
 def agreement(text: str, structurer: Structurer, evidence: Evidence, section: str = "findings") -> Agreement:
     """How one report text agrees with the evidence and with itself."""
-    mentions = structurer.reader.read(text, section)
+    mentions = share_sides(structurer.reader.read(text, section))
     said = label_mentions(mentions, structurer.graph)
     best: dict[tuple[str, Certainty], int] = {}
     for mention in mentions:

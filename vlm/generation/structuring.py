@@ -112,7 +112,7 @@ class Structurer:
         said: list[tuple[Mention, int]] = []  # mention and its row
         for section in sorted(sections, key=lambda name: SECTIONS.index(name) if name in SECTIONS else len(SECTIONS)):
             text = sections[section]
-            mentions = self.reader.read(text, section)
+            mentions = share_sides(self.reader.read(text, section))
             for number, (start, end) in enumerate(split_sentences(text)):
                 own = [mention for mention in mentions if mention.sentence == number]
                 said += [(mention, len(rows)) for mention in own]
@@ -160,6 +160,23 @@ class Structurer:
             second = moved[found.second.start]
             losers.add(first if _least(rows[first][1]) < _least(rows[second][1]) else second)
         return losers
+
+
+def share_sides(mentions: Sequence[Mention]) -> list[Mention]:
+    """Gives a mention without a side the only side that its sentence names.
+
+    In "an infiltrate with air bronchograms in the right lower lobe" the place belongs to both findings.
+    """
+    sides: dict[int, set[str]] = {}
+    for mention in mentions:
+        if mention.side:
+            sides.setdefault(mention.sentence, set()).add(mention.side)
+    return [
+        mention._replace(side=next(iter(sides[mention.sentence])))
+        if mention.side is None and len(sides.get(mention.sentence, ())) == 1 and mention.certainty is Certainty.PRESENT
+        else mention
+        for mention in mentions
+    ]
 
 
 def _verdict(certainty: Certainty, probability: float | None, boxed: bool, cut: Threshold) -> int:

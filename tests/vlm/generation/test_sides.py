@@ -36,3 +36,14 @@ def test_a_faint_box_is_no_evidence(structurer: Structurer) -> None:
 
 def test_the_candidate_with_the_right_side_wins(structurer: Structurer) -> None:
     assert rerank([RIGHT, LEFT], [-0.2, -0.5], structurer, EVIDENCE) == [1, 0]
+
+
+def test_a_side_named_once_in_a_sentence_holds_for_its_findings(structurer: Structurer) -> None:
+    evidence = Evidence(
+        {"infiltrate": 0.99}, (Box((400.0, 200.0, 430.0, 230.0), "infiltrate", 0, 0.9),), (512,), None, 0.5
+    )
+    text = "There is a dense infiltrate with air bronchograms in the right lower lobe."
+    (wrong,) = structurer.sentences({"findings": text}, evidence)
+    (right,) = structurer.sentences({"findings": text.replace("right", "left")}, evidence)
+    assert wrong.status == "contradicted"
+    assert right.status == "supported"
