@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -190,6 +190,10 @@ class Report:
         boxes: detections, by falling confidence; faint ones too, which no finding and no sentence points at.
         attention: label -> (V, h, w) float32 array per view, each summing to 1 over all views; for heat maps.
         unmet: constraints that the report could not hold, by name.
+        trace: how the beams went, as plain JSON values; None unless asked for (`--trace`):
+            {"steps": [{"step": int, "beams": [{"text": str, "score": float, "state": {constraint: "open" | "held" |
+            "banned"}, "bank": int}], "cut": [{"text": str, "rule": str}]}]}.
+        explanation: what moved each finding, as plain JSON values; None unless asked for (`--explain`).
     """
 
     study_id: str
@@ -199,6 +203,8 @@ class Report:
     boxes: tuple[Box, ...]
     attention: Mapping[str, np.ndarray] = field(default_factory=dict)
     unmet: tuple[str, ...] = ()
+    trace: dict[str, Any] | None = None
+    explanation: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
