@@ -1,1 +1,1 @@
-"""Images, data-set layouts, the phantom, batches."""
+"""Images, layouts of data sets, the phantom, batches."""

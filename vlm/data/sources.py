@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm.data.coco import is_coco, read_coco
-from vlm.data.folders import read_folder, read_image_file
-from vlm.data.medpix import is_medpix, read_medpix
-from vlm.data.openi import read_openi, read_r2gen
-from vlm.data.slake import is_slake, read_slake
-from vlm.data.tabular import is_list, read_list
+from vlm.data.layouts.coco import is_coco, read_coco
+from vlm.data.layouts.folders import read_folder, read_image_file
+from vlm.data.layouts.medpix import is_medpix, read_medpix
+from vlm.data.layouts.openi import read_openi, read_r2gen
+from vlm.data.layouts.slake import is_slake, read_slake
+from vlm.data.layouts.tabular import is_list, read_list
 from vlm.types import InputError, Study
 
 HEAD = 1 << 16
@@ -150,7 +150,7 @@ FORMATS: dict[str, Layout] = {
             "list",
             read_list,
             is_list,
-            "your own: a JSONL or CSV file of studies with image paths relative to it (schema: vlm/data/tabular.py)",
+            "your own: a JSONL or CSV file of studies, image paths relative to it (schema: vlm/data/layouts/tabular.py)",
             'mine/\n  studies.jsonl  {"id": "s1", "images": [{"file": "a.png", "view": "frontal"}]}\n'
             "  or studies.csv  with the columns id,image[,view,modality,patient,split,indication,findings,impression]",
         ),

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from knowledge.graph import KnowledgeGraph
 from knowledge.ontology import Certainty
 from vlm.cli.data import app
+from vlm.data.layouts.tabular import write_studies
 from vlm.data.sources import FORMATS
-from vlm.data.tabular import write_studies
 from vlm.data.validate import validate
 from vlm.types import Box, Finding, Study, StudyImage, View
 

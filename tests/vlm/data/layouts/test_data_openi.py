@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from knowledge.ontology import Certainty
-from vlm.data.openi import OPENI20, read_openi, read_r2gen
+from vlm.data.layouts.openi import OPENI20, read_openi, read_r2gen
 from vlm.types import InputError, View
 
 REPORTS = """uid,MeSH,Problems,image,indication,comparison,findings,impression

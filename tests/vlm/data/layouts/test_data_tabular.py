@@ -11,8 +11,8 @@ import pytest
 
 from knowledge.ontology import Certainty
 from vlm.data.images import load_image
+from vlm.data.layouts.tabular import write_studies
 from vlm.data.sources import read_studies
-from vlm.data.tabular import write_studies
 from vlm.types import Box, Finding, InputError, Modality, Study, StudyImage, View
 
 

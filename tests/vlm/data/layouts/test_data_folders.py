@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vlm.data.folders import key_slices
+from vlm.data.layouts.folders import key_slices
 from vlm.data.sources import FORMATS, layout_of, read_studies
 from vlm.types import InputError, View
 
