@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlm.data.dicom import read_dicom
-from vlm.data.phantom import write_phantom
+from vlm.data.phantoms.chest_ct import write_phantom
 from vlm.data.transforms import letterbox
 
 WINDOW, SIZE = (-300.0, 1400.0), 256

@@ -48,7 +48,7 @@ def draw(path: Path, number: int) -> None:
 
 
 def lay_generate(folder: Path, language: Path) -> None:
-    from vlm.data.phantom import write_phantom
+    from vlm.data.phantoms.chest_ct import write_phantom
 
     (study,) = write_phantom(folder / "drawn", 1, 0)
     assert study.images[0].path is not None

@@ -26,7 +26,7 @@ from vlm.data.dicom_tags import flips_of
 from vlm.data.examples import choose_views
 from vlm.data.files import read_json, write_atomic
 from vlm.data.images import file_kind, load_image
-from vlm.data.phantom import phantom_study, write_phantom
+from vlm.data.phantoms.chest_ct import phantom_study, write_phantom
 from vlm.data.sources import read_studies
 from vlm.data.windows import window_of
 from vlm.evaluation.baselines import Settings

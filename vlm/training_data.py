@@ -15,7 +15,7 @@ from vlm.config import DataSet
 from vlm.data.batches import Collator, bucketed, move
 from vlm.data.blank import blank_study
 from vlm.data.examples import Example, ExampleBuilder
-from vlm.data.phantom import phantom_study
+from vlm.data.phantoms.chest_ct import phantom_study
 from vlm.data.sources import read_studies
 from vlm.models.report_generator import ReportGenerator
 from vlm.types import CachedFeatures, InputError, Modality, Study, StudyBatch

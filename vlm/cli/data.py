@@ -43,7 +43,7 @@ def phantom(
     """Writes phantom chest CT: DICOM files, and studies.jsonl with exact boxes, findings and reports."""
     from rich.console import Console
 
-    from vlm.data.phantom import write_phantom
+    from vlm.data.phantoms.chest_ct import write_phantom
 
     studies = write_phantom(out, n, seed, show=True)
     boxes = sum(len(s.boxes or ()) for s in studies)

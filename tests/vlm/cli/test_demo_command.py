@@ -9,7 +9,7 @@ import pytest
 
 from vlm.batch import score_demo
 from vlm.cli.main import main
-from vlm.data.phantom import phantom_study
+from vlm.data.phantoms.chest_ct import phantom_study
 from vlm.export.html import read_entries
 from vlm.export.jsonl import report_to_dict, write_rows
 from vlm.types import Box, Report

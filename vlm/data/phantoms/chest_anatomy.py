@@ -1,6 +1,6 @@
 """The chest in one axial slice, from skin to marrow, for any level between the lung apex (0) and its base (1).
 
-Shapes come from hand-set key levels (`phantom_patient`) that are interpolated and then varied per patient.
+Shapes come from hand-set key levels (`chest_patient`) that are interpolated and then varied per patient.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from vlm.data.phantom_draw import Canvas, blob, cloud, curve_between, ellipse, shrink, smooth, tube
-from vlm.data.phantom_mediastinum import draw_mediastinum
-from vlm.data.phantom_patient import FAT, LUNG, MUSCLE, Chest, mediastinum
+from vlm.data.phantoms.chest_patient import FAT, LUNG, MUSCLE, Chest, mediastinum
+from vlm.data.phantoms.draw import Canvas, blob, cloud, curve_between, ellipse, shrink, smooth, tube
+from vlm.data.phantoms.mediastinum import draw_mediastinum
 
 
 def draw_chest(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> np.ndarray:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlm.data.phantom_draw import Canvas, blob, curve_between, ellipse, smooth, tube
-from vlm.data.phantom_patient import Chest
+from vlm.data.phantoms.chest_patient import Chest
+from vlm.data.phantoms.draw import Canvas, blob, curve_between, ellipse, smooth, tube
 
 
 def draw_mediastinum(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:

@@ -13,9 +13,9 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from vlm.data.phantom_draw import Canvas, blob, cloud
-from vlm.data.phantom_lung import fissure_y
-from vlm.data.phantom_patient import Chest
+from vlm.data.phantoms.chest_patient import Chest
+from vlm.data.phantoms.draw import Canvas, blob, cloud
+from vlm.data.phantoms.lung import fissure_y
 
 KINDS = ("nodule", "mass", "calcification", "infiltrate")
 _SHARES = (0.32, 0.20, 0.22, 0.26)

@@ -13,12 +13,12 @@ import numpy as np
 from rich.progress import track
 
 from knowledge.ontology import Certainty
-from vlm.data.phantom_chest import draw_chest, finish, lung_field
-from vlm.data.phantom_draw import Canvas
-from vlm.data.phantom_lesions import KINDS, Lesion, LesionPainter, plan_lesions
-from vlm.data.phantom_lung import draw_airways, draw_fissures, draw_vessels
-from vlm.data.phantom_patient import make_chest
-from vlm.data.phantom_report import Section, write_report
+from vlm.data.phantoms.chest_anatomy import draw_chest, finish, lung_field
+from vlm.data.phantoms.chest_patient import make_chest
+from vlm.data.phantoms.chest_report import Section, write_report
+from vlm.data.phantoms.draw import Canvas
+from vlm.data.phantoms.lung import draw_airways, draw_fissures, draw_vessels
+from vlm.data.phantoms.lung_lesions import KINDS, Lesion, LesionPainter, plan_lesions
 from vlm.data.windows import MODEL_CT_WINDOW, apply_window
 from vlm.types import Box, Finding, Modality, Study, StudyImage, View
 
@@ -114,8 +114,8 @@ def write_phantom(out: Path, n: int, seed: int, show: bool = False) -> list[Stud
     Returns:
         The studies, their images named by path.
     """
-    from vlm.data.phantom_dicom import write_slice
-    from vlm.data.tabular import write_studies
+    from vlm.data.layouts.tabular import write_studies
+    from vlm.data.phantoms.dicom_files import write_slice
 
     out.mkdir(parents=True, exist_ok=True)
     studies = []

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from vlm.data.phantom_lesions import Lesion
+from vlm.data.phantoms.lung_lesions import Lesion
 
 Section = Literal["findings", "impression"]
 _ORDER = {"mass": 0, "infiltrate": 1, "nodule": 2, "calcification": 3}

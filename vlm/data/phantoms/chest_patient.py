@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm.data.phantom_draw import smooth
+from vlm.data.phantoms.draw import smooth
 
 FAT, MUSCLE, LUNG = -103.0, 52.0, -865.0
 LEVELS = np.array([0.10, 0.20, 0.30, 0.42, 0.55, 0.72, 0.95])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from vlm.data.phantom_draw import Canvas
-from vlm.data.phantom_patient import Chest
+from vlm.data.phantoms.chest_patient import Chest
+from vlm.data.phantoms.draw import Canvas
 
 _FINE = 2  # vessels are drawn on a grid twice as fine, for sub-pixel widths
 

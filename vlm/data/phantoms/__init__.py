@@ -1,0 +1,1 @@
+"""Phantoms: drawn studies whose truth is known exactly."""
