@@ -105,7 +105,7 @@ def bench(
     prefix, prefix_mask = model.prefix(image, batch)
     tokenizer, most = pipeline.checkpoint.tokenizer, pipeline.checkpoint.config.generation.max_new_tokens
     settings = BeamSettings(
-        num_beams=beams, max_new_tokens=most, eos_token_ids=(tokenizer.eos_token_id, pipeline.break_id)
+        num_beams=beams, max_new_tokens=most, eos_token_ids=(tokenizer.eos_token_id, pipeline.writer.break_id)
     )
 
     def search() -> object:

@@ -1,6 +1,7 @@
 """The direction of imports: who may import whom is drawn once here, and every file is read against it.
 
-    cli -> batch, training, pipeline, assembly, validation, training_data, run_state, optimization -> checkpoint
+    cli -> batch, training, pipeline, writing, seeing, assembly, validation, training_data, run_state, optimization
+        -> checkpoint
         -> export, evaluation, generation, models, losses, data -> config, types -> knowledge
 
 The packages of the row from `export` to `data` never import one another. `checkpoint` lies one layer above them, for a
@@ -21,7 +22,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vlm", "knowledge")
-TOP = ("batch", "training", "pipeline", "assembly", "validation", "training_data", "run_state", "optimization")
+TOP = (
+    "batch",
+    "training",
+    "pipeline",
+    "writing",
+    "seeing",
+    "assembly",
+    "validation",
+    "training_data",
+    "run_state",
+    "optimization",
+)
 MIDDLE = ("export", "evaluation", "generation", "models", "losses", "data")
 LOW = frozenset({"knowledge", "vlm", "types", "config"})
 
