@@ -150,7 +150,7 @@ FORMATS: dict[str, Layout] = {
             "list",
             read_list,
             is_list,
-            "your own: a JSONL or CSV file of studies, image paths relative to it (schema: vlm/data/layouts/tabular.py)",
+            "your own: JSONL or CSV list of studies, image paths relative to it (schema: vlm/data/layouts/tabular.py)",
             'mine/\n  studies.jsonl  {"id": "s1", "images": [{"file": "a.png", "view": "frontal"}]}\n'
             "  or studies.csv  with the columns id,image[,view,modality,patient,split,indication,findings,impression]",
         ),
