@@ -102,19 +102,25 @@ class Hierarchy(Strict):
 
 
 class Detection(Strict):
-    """The dense head. `labels` are its classes, names of the label list."""
+    """The dense head. `labels` are its classes, names of the label list; `strides` the pyramid's maps that it reads."""
 
     enabled: bool = True
     labels: tuple[str, ...] = ("nodule", "mass", "calcification", "infiltrate", "tuberculosis")
+    strides: tuple[Literal[8, 16, 32], ...] = Field(default=(8, 16, 32), min_length=1)
     layers: Annotated[int, Field(ge=1, le=8)] = 2
     score_threshold: Annotated[Real, Field(ge=0, le=1)] = 0.3
     nms_iou: Annotated[Real, Field(gt=0, lt=1)] = 0.5
 
 
 class Knowledge(Strict):
-    """The graph and the view of it whose labels are the model's findings. `graph: null` is the shipped graph."""
+    """The graph and the view of it whose labels are the model's findings. `graph: null` is the shipped graph.
+
+    `fusion` is how what a finding's neighbours in the graph found is added to its own evidence; `enabled: false` leaves
+    out the graph's relations altogether.
+    """
 
     enabled: bool = True
+    fusion: Literal["none", "concatenate", "attention", "gate"] = "gate"
     graph: Path | None = None
     view: str = "radscribe"
     layers: Annotated[int, Field(ge=1, le=8)] = 2
@@ -221,7 +227,11 @@ class Generation(Strict):
 
 
 class Config(Strict):
-    """A whole run. `start` is a checkpoint folder to go on from, or "shipped"; its model section then stands."""
+    """A whole run. `start` is a checkpoint folder to go on from, or "shipped"; its model section then stands.
+
+    `ablation` is what scripts/ablate.py lays over the rest, key by key, to build and train its variants anew; nothing
+    else reads it.
+    """
 
     start: str | None = None
     data: Data = Data()
@@ -240,6 +250,7 @@ class Config(Strict):
             for index in stage.sets or ():
                 if not 0 <= index < len(self.data.train):
                     raise ValueError(f"training.stages.{stage.name}.sets: {index} is not an index into data.train")
+    ablation: dict[str, Any] = Field(default={}, exclude=True)
         return self
 
 

@@ -121,6 +121,8 @@ def assign_targets(points: Tensor, strides: Tensor, boxes: Tensor, classes: Tens
     present = strides.unique()
     low = points.new_tensor([RANGES[int(s)][0] for s in present])
     high = points.new_tensor([RANGES[int(s)][1] for s in present])
+    low[0], high[-1] = 0.0, float("inf")  # a head that reads fewer maps answers for every size all the same
+    high[:-1] = low[1:]
     level = torch.searchsorted(present, strides)
     fits = (longest >= low[level][:, None]) & (longest < high[level][:, None])  # (A, n)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2

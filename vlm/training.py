@@ -27,7 +27,7 @@ from vlm.data.examples import Example, ExampleBuilder
 from vlm.models.report_generator import ModelOutput
 from vlm.optimization import Average, make_optimizer, select_parameters, set_modes, set_rate
 from vlm.run_state import Position, load_state, put_back, restore, save_state, snapshot
-from vlm.training_data import FeatureCache, console, epoch_examples, labels_by_modality, load_examples
+from vlm.training_data import FeatureCache, FrozenMaps, Shared, console, epoch_examples, labels_by_modality
 from vlm.types import InputError, StudyBatch
 from vlm.validation import Validator
 
@@ -38,10 +38,11 @@ class Run:
     """What the stages share.
 
     Args:
-        config: resolved. checkpoint: the model to train, changed in place. out: the run's folder.
+        config: resolved. checkpoint: the model to train, changed in place. out: the run's folder. shared: with other
+            runs of this process.
     """
 
-    def __init__(self, config: Config, checkpoint: Checkpoint, out: Path) -> None:
+    def __init__(self, config: Config, checkpoint: Checkpoint, out: Path, shared: Shared | None = None) -> None:
         self.config, self.checkpoint, self.out = config, checkpoint, out
         self.model = checkpoint.model
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
@@ -52,8 +53,9 @@ class Run:
             config.training.loss.concept_weight, view=config.model.knowledge.view,
         )  # fmt: skip
         seed = config.training.seed
-        self.sets = [(s, load_examples(s, self.builder, self.main)) for s in config.data.train]
-        validation = [e for s in config.data.validation for e in load_examples(s, self.builder, self.main)]
+        self.shared = shared or Shared()
+        self.sets = [(s, self.shared.load(s, self.builder, self.main)) for s in config.data.train]
+        validation = [e for s in config.data.validation for e in self.shared.load(s, self.builder, self.main)]
         if not self.sets:
             raise InputError("data.train: names no data set")
         self.validator = Validator(self.builder, validation, config, self.dtype)
@@ -98,12 +100,20 @@ class StageLoop:
             self.position, tensors = resumed
             self.best = restore(tensors, run.model, self.groups, self.optimizer, self.average)
         self.cache = self._cache()
+        self.maps = self._maps()
         run.model, self.optimizer = run.accelerator.prepare(run.model, self.optimizer)
         self.epochs = math.ceil(stage.epochs)
         sizes = [len(self._plan(epoch)[1]) for epoch in range(self.epochs)]
         self.total = max(1, round(sum(sizes) * stage.epochs / self.epochs))
 
     def _cache(self) -> FeatureCache | None:
+    def _maps(self) -> FrozenMaps | None:
+        """The vision model's maps, kept when it does not learn and images are not varied."""
+        run = self.run
+        fixed = "vision" not in self.stage.train and not run.config.data.augment
+        run.validator.maps = maps = run.shared.maps_of(run.dtype, run.model.vision) if fixed else None
+        return maps
+
         """Features of the image half, when nothing of it learns and only the report's loss is asked for.
 
         They are kept for the next stage, for as long as no stage trains the image half.
@@ -116,7 +126,7 @@ class StageLoop:
             return None
         collate = Collator(run.builder)
         if run.cache is None or run.cache.copies != self.stage.cache_copies:
-            run.cache = FeatureCache(self.stage.cache_copies, run.seed, run.dtype)
+            run.cache = FeatureCache(self.stage.cache_copies, run.seed, run.dtype, self.maps)
         run.cache.fill(run.model, collate, [e for _, s in self.sets for e in s])
         run.cache.fill_plain(run.model, collate, run.validator.examples)
         return run.cache
@@ -184,6 +194,8 @@ class StageLoop:
             batch = self.cache.attach(batch, epoch)
         batch = move(batch, run.accelerator.device)
         wanted = self.stage.losses
+        if self.maps is not None and self.cache is None:
+            batch = self.maps.attach(run.accelerator.unwrap_model(run.model), batch)
         with torch.autocast(run.accelerator.device.type, run.dtype or torch.bfloat16, enabled=run.dtype is not None):
             output = run.model(batch, report="report" in wanted, detect="detection" in wanted)
         terms = loss_terms(output, batch, wanted, run.rules, settings.label_smoothing)
@@ -237,12 +249,12 @@ WEIGHT_OF = {
 """The configured weight of each named term."""
 
 
-def train(checkpoint: Checkpoint, out: Path, resume: bool = True) -> dict[str, Any]:
+def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared | None = None) -> dict[str, Any]:
     """Trains all stages and leaves the best model of the last in `out/best`.
 
     Args:
         config: resolved. checkpoint: a model to start from, changed in place. out: the run's folder. resume: go on
-            from `out/state`.
+            from `out/state`. shared: examples and maps of other runs of this process, read and added to.
 
     Returns:
         Each stage's best validation metrics.
@@ -254,7 +266,7 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True) -> dict[str, A
     own_folder(out, config, resume)
     # Sums over graph edges and words would otherwise depend on how threads interleave, and a resumed run would drift.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    run = Run(config, checkpoint, out)
+    run = Run(config, checkpoint, out, shared)
     resumed = load_state(out) if resume else None
     first = resumed[0].stage if resumed else 0
     if resumed and first >= len(config.training.stages):
@@ -270,7 +282,7 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True) -> dict[str, A
     checkpoint.metrics = metrics
     if run.main:
         if run.validator.examples:
-            checkpoint.calibration = run.validator.calibrate(run.model)
+            checkpoint.calibration = run.validator.calibrate(run.model, shared)
         known = ((e.modality, e.finding_targets) for _, examples in run.sets for e in examples)
         chosen = {name: list(labels) for name, labels in config.data.modality_labels.items()}
         checkpoint.calibration.modalities = labels_by_modality(known, checkpoint.labels) | chosen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor, nn
 
 from vlm.config import DataSet
 from vlm.data.batches import Collator, bucketed, move
@@ -89,6 +92,90 @@ def labels_by_modality(
     }
 
 
+class FrozenMaps:
+    """The vision model's maps by study, computed once while nothing of it learns and no image is varied.
+
+    Maps are kept in the type that autocast gave them, so a step with kept maps equals one that computes them, but for
+    how sums over a batch of another size round. Several runs may share one: another vision model empties it.
+
+    Args:
+        dtype: of autocast, or None. most_bytes: maps beyond this are computed each time.
+    """
+
+    def __init__(self, dtype: torch.dtype | None, most_bytes: int = 6 * 2**30) -> None:
+        self.dtype, self.most_bytes = dtype, most_bytes
+        self.store: dict[str, tuple[Tensor, ...]] = {}
+        self.bytes = 0
+        self.seconds = 0.0  # spent on computing maps, on all cores
+        self.owner = ""
+
+    def serve(self, vision: nn.Module) -> None:
+        """Empties the store when it was filled by a vision model with other weights."""
+        digest = hashlib.sha256(str(vision).encode())
+        for value in vision.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        if digest.hexdigest() != self.owner:
+            self.owner, self.store, self.bytes = digest.hexdigest(), {}, 0
+
+    @torch.no_grad()
+    def attach(self, model: ReportGenerator, batch: StudyBatch) -> StudyBatch:
+        """The batch with the maps of its images, in their order; what is missing is computed and kept."""
+        assert batch.pixel_values is not None
+        if any(study not in self.store for study in batch.ids):
+            begun = time.process_time()
+            kind = batch.pixel_values.device.type
+            with torch.autocast(kind, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+                maps = tuple(model.vision(batch.pixel_values))
+            for row, study in enumerate(batch.ids):
+                own = tuple(m[batch.image_study == row].cpu().clone() for m in maps)
+                size = sum(m.numel() * m.element_size() for m in own)
+                if study not in self.store and self.bytes + size <= self.most_bytes:
+                    self.store[study] = own
+                    self.bytes += size
+            self.seconds += time.process_time() - begun
+            return replace(batch, maps=maps)
+        rows = [self.store[study] for study in batch.ids]
+        device = batch.pixel_values.device
+        return replace(batch, maps=tuple(torch.cat(m).to(device) for m in zip(*rows, strict=True)))
+
+
+class Shared:
+    """What runs in one process may share: examples that were read, and maps of a frozen vision model.
+
+    `seconds` of all cores went into both; they are no part of a run's own time.
+    """
+
+    def __init__(self) -> None:
+        self.examples: dict[str, list[Example]] = {}
+        self.maps: dict[torch.dtype | None, FrozenMaps] = {}
+        self.reading = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far, on all cores."""
+        return self.reading + sum(m.seconds for m in self.maps.values())
+
+    def load(self, source: DataSet, builder: ExampleBuilder, show: bool) -> list[Example]:
+        """A data set's examples, read once for builders that make the same of it (raises as `load_examples`)."""
+        begun = time.process_time()
+        facts = [
+            source.model_dump_json(), builder.config.model_dump_json(exclude={"train", "validation"}),
+            builder.labels, builder.box_labels, builder.graph.hash, builder.view, builder.concept_weight,
+            sorted(builder.tokenizer.get_vocab().items()),
+        ]  # fmt: skip
+        key = hashlib.sha256(repr(facts).encode()).hexdigest()
+        if key not in self.examples:
+            self.examples[key] = load_examples(source, builder, show)
+        self.reading += time.process_time() - begun
+        return self.examples[key]
+
+    def maps_of(self, dtype: torch.dtype | None, vision: nn.Module) -> FrozenMaps:
+        """The maps of a vision model under one autocast type."""
+        maps = self.maps.setdefault(dtype, FrozenMaps(dtype))
+        maps.serve(vision)
+        return maps
+
+
 class FeatureCache:
     """Image features by study, of `copies` variations of each image, computed by a frozen image half.
 
@@ -97,10 +184,11 @@ class FeatureCache:
 
     Args:
         copies: variations of each study. seed: of the variations. dtype: of autocast, or None.
+        maps: the vision model's own maps, where they are kept and no image is varied.
     """
 
-    def __init__(self, copies: int, seed: int, dtype: torch.dtype | None) -> None:
-        self.copies, self.seed, self.dtype = copies, seed, dtype
+    def __init__(self, copies: int, seed: int, dtype: torch.dtype | None, maps: FrozenMaps | None = None) -> None:
+        self.copies, self.seed, self.dtype, self.maps = copies, seed, dtype, maps
         self.store: dict[str, list[CachedFeatures]] = {}
 
     def fill(self, model: ReportGenerator, collate: Collator, examples: Sequence[Example]) -> None:
@@ -123,6 +211,8 @@ class FeatureCache:
         batches = list(bucketed(unique, 16, None))
         for indices in track(batches, description="image features", console=console, transient=True):
             batch = move(collate([unique[i] for i in indices]), device)
+            if self.maps is not None and not collate.augment_images:
+                batch = self.maps.attach(model, batch)
             with torch.autocast(device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
                 found = model.features(model.encode(batch, detect=False))
             for row, study in enumerate(batch.ids):

@@ -227,6 +227,7 @@ class StudyBatch:
         boxes_xyxy, box_classes: per image (n, 4) in pixels of the model's input and (n,).
         box_known: (T, K) True where somebody looked for this class in this image.
         cached: image features computed earlier by frozen parts.
+        maps: the vision model's maps of the images, finest first, computed earlier while it is frozen.
     """
 
     ids: tuple[str, ...]
@@ -245,6 +246,7 @@ class StudyBatch:
     box_classes: tuple[Tensor, ...]
     box_known: Tensor
     cached: CachedFeatures | None = None
+    maps: tuple[Tensor, ...] | None = None
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from vlm.models.report_generator import ReportGenerator
 from vlm.types import Box, StudyBatch
 
 if TYPE_CHECKING:
-    from vlm.training_data import FeatureCache
+    from vlm.training_data import FeatureCache, FrozenMaps, Shared
 
 FEWEST_POSITIVES = 10
 LEAST_UPPER = 0.4
@@ -48,6 +48,7 @@ class Validator:
     ) -> None:
         self.builder, self.examples, self.config, self.dtype = builder, list(examples), config, dtype
         self.collate = Collator(builder)
+        self.maps: FrozenMaps | None = None  # set while the vision model is frozen
 
     @torch.no_grad()
     def measure(
@@ -96,7 +97,8 @@ class Validator:
                 cache.attach(Collator(self.builder, skip_pixels=True)([self.examples[i] for i in indices]), 0),
                 next(model.parameters()).device,
             )
-        return move(self.collate([self.examples[i] for i in indices]), next(model.parameters()).device)
+        batch = move(self.collate([self.examples[i] for i in indices]), next(model.parameters()).device)
+        return batch if self.maps is None else self.maps.attach(model, batch)
 
     def _boxes(self, dense: DenseDetections, batch: StudyBatch) -> tuple[list[list[Box]], list[list[Box]]]:
         """Boxes found and true in the images that somebody looked at, classes that nobody looked for left out."""
@@ -118,15 +120,19 @@ class Validator:
         return found, truths
 
     @torch.no_grad()
-    def calibrate(self, model: ReportGenerator) -> Calibration:
+    def calibrate(self, model: ReportGenerator, shared: Shared | None = None) -> Calibration:
         """Platt's two numbers for each finding and for boxes, cuts for steering, and the box threshold, all from
         validation.
 
         Cuts: `generation.sensitivity` of the present findings must lie above the lower one, and `generation.precision`
             of what lies
         above the upper one must be present. The box threshold is the one with the best F1 at IoU 0.5.
+
+        Args:
+            model: in full precision, as it will be used. shared: whose maps are those of this vision model, if any.
         """
         model.eval()
+        self.maps = shared.maps_of(None, model.vision) if shared is not None else None
         logits, targets = [], []
         boxes: list[list[Box]] = []
         truths: list[list[Box]] = []

@@ -13,7 +13,7 @@ from knowledge.ontology import Relation
 from vlm import config as settings
 from vlm.models.bridge import Bridge
 from vlm.models.detection import DetectionHead
-from vlm.models.findings import ConceptAlignment, FindingHead, FindingQueries, KnowledgeGate
+from vlm.models.findings import FUSIONS, ConceptAlignment, FindingHead, FindingQueries
 from vlm.models.graph import GraphEncoder
 from vlm.models.hierarchy import HierarchicalAttention
 from vlm.models.language import LanguageModel, add_adapter, load_language_model
@@ -97,8 +97,13 @@ def _compose(
     texts = concept_texts(graph, labels, language, tokenizer)
     scales = len(vision.strides)
     detection = config.detection
-    head = DetectionHead(dim, len(detection.labels), vision.strides, detection.layers) if detection.enabled else None
-    norm = float(language.embedding.weight.detach().float().norm(dim=1).mean())  # type: ignore[union-attr, operator]
+    head = None
+    if detection.enabled:
+        head = DetectionHead(dim, len(detection.labels), vision.strides, detection.layers, detection.strides)
+    fusion = FUSIONS.get(knowledge.fusion) if knowledge.enabled else None
+    with torch.no_grad():  # as the model reads them: some families scale their embeddings
+        every = torch.arange(language.embedding.weight.shape[0])  # type: ignore[index, union-attr]
+        norm = float(language.embed(every).float().norm(dim=1).mean())
     return ReportGenerator(
         vision=vision,
         hierarchy=HierarchicalAttention(vision.channels, dim, tree.layers, tree.heads, tree.grid, drop, tree.enabled),
@@ -108,7 +113,7 @@ def _compose(
             len(nodes), edges if knowledge.enabled else [], len(Relation), dim, knowledge.layers, knowledge.heads, drop
         ),
         queries=FindingQueries(len(labels), dim, knowledge.heads, 2, drop),
-        gate=KnowledgeGate(len(labels), dim) if knowledge.enabled else None,
+        gate=fusion(len(labels), dim) if fusion is not None else None,
         finding_head=FindingHead(len(labels), dim, drop),
         alignment=ConceptAlignment(dim, texts),
         bridge=Bridge(dim, language.width, scales, config.visual_grid, len(View), texts[: len(labels)], norm),

@@ -61,11 +61,15 @@ class DetectionHead(nn.Module):
 
     Args:
         dim: D. classes: K. strides: of the pyramid's maps, finest first. layers: convolutions a tower.
+        use: strides of the maps that are read; None for all.
     """
 
-    def __init__(self, dim: int, classes: int, strides: tuple[int, ...], layers: int) -> None:
+    def __init__(
+        self, dim: int, classes: int, strides: tuple[int, ...], layers: int, use: tuple[int, ...] | None = None
+    ) -> None:
         super().__init__()
-        self.strides = strides
+        self.read = [i for i, stride in enumerate(strides) if use is None or stride in use]
+        self.strides = strides = tuple(strides[i] for i in self.read)
         self.class_tower = nn.Sequential(*(separable_conv(dim) for _ in range(layers)))
         self.box_tower = nn.Sequential(*(separable_conv(dim) for _ in range(layers)))
         self.classify = nn.Conv2d(dim, classes, 3, padding=1)
@@ -78,6 +82,7 @@ class DetectionHead(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> DenseDetections:
         """[(B, D, H_s, W_s)] -> predictions at every location."""
+        maps = [maps[i] for i in self.read]
         logits, sides = [], []
         for x, scale in zip(maps, self.scale, strict=True):
             logits.append(self.classify(self.class_tower(x)).flatten(2).transpose(1, 2))  # (B, HW, K)

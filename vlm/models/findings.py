@@ -3,7 +3,8 @@
 A query is the label's node in the encoded graph. It cross-attends to the tokens of all views; what it gathers is the
 finding's *evidence*, and where it looked is its attention map. The adaptive gate then decides, for each study and
 finding, how much of what the graph's neighbours found is added (knowledge fusion): it starts at zero, so step 0 is the
-model without knowledge, and its value can be read out. A finding's logit comes from its evidence token, with weights
+model without knowledge, and its value can be read out. Concatenation and attention are there to be compared with it
+(`FUSIONS`). A finding's logit comes from its evidence token, with weights
 of its own (Query2Label, Liu et al. 2021, arXiv:2107.10834), and from the pooled image.
 
 Shapes: B studies, V views, T = V * h * w image tokens, F findings, N concepts, D width.
@@ -24,8 +25,8 @@ class Evidence:
     Args:
         tokens: (B, F, D) evidence after fusion. logits: (B, F). attention: (B, F, T), sums to 1 over the tokens that
             exist.
-        gate: (B, F) in (-1, 1). visual: (B, F, D) evidence before fusion. neighbours: (F, F), row f sums to 1: whom f
-            hears.
+        gate: (B, F) in (-1, 1); 1 where fusion has no gate, 0 without fusion. visual: (B, F, D) evidence before fusion.
+        neighbours: (F, F), or (B, F, F) where it depends on the study; row f sums to 1: whom f hears.
     """
 
     tokens: Tensor
@@ -69,12 +70,15 @@ class FindingQueries(nn.Module):
         return x, weights
 
 
-class KnowledgeGate(nn.Module):
-    """Adds to each finding's evidence what its neighbours in the graph found, through a gate that is zero at the start.
+class KnowledgeFusion(nn.Module):
+    """What the ways of fusion share: whom a finding hears, and what it is told.
 
-    gate_f = tanh(a_f + w . [evidence_f, message_f]), with a = 0 and w = 0 at the start; token_f = evidence_f + gate_f
-    * message_f.
-    Whom a finding hears follows from the encoded graph: a softmax over node similarity, itself left out.
+    Whom a finding hears follows from the encoded graph: a softmax over node similarity, itself left out. What it is
+    told (its message) is its neighbours' evidence, weighted so, and its own node. Every way leaves the evidence as it
+    is at the start, so step 0 is the model without fusion.
+
+    Args:
+        labels: F. dim: D.
     """
 
     def __init__(self, labels: int, dim: int) -> None:
@@ -82,21 +86,84 @@ class KnowledgeGate(nn.Module):
         self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.message = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
         self.node = nn.Linear(dim, dim)
+
+    def hear(self, asking: Tensor, evidence: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Who asks (F, D) or (B, F, D), evidence (B, F, D), nodes (F, D) -> message (B, F, D), neighbours (F, F) or
+        (B, F, F)."""
+        similarity = self.query(asking) @ self.key(nodes).T * nodes.shape[1] ** -0.5
+        if len(nodes) > 1:
+            similarity = similarity.masked_fill(
+                torch.eye(len(nodes), dtype=torch.bool, device=nodes.device), float("-inf")
+            )
+        neighbours = similarity.softmax(-1)
+        return neighbours @ self.message(evidence) + self.node(nodes), neighbours
+
+    def forward(self, evidence: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, F, D), (F, D) -> tokens (B, F, D), gate (B, F), neighbours (F, F) or (B, F, F)."""
+        raise NotImplementedError
+
+
+class KnowledgeGate(KnowledgeFusion):
+    """Adds to each finding's evidence what its neighbours in the graph found, through a gate that is zero at the start.
+
+    gate_f = tanh(a_f + w . [evidence_f, message_f]), with a = 0 and w = 0 at the start; token_f = evidence_f + gate_f
+    * message_f.
+    """
+
+    def __init__(self, labels: int, dim: int) -> None:
+        super().__init__(labels, dim)
         self.bias = nn.Parameter(torch.zeros(labels))
         self.weight = nn.Linear(2 * dim, 1, bias=False)
         nn.init.zeros_(self.weight.weight)
 
     def forward(self, evidence: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, F, D), (F, D) -> tokens (B, F, D), gate (B, F), neighbours (F, F)."""
-        similarity = self.query(nodes) @ self.key(nodes).T * nodes.shape[1] ** -0.5  # (F, F)
-        if len(nodes) > 1:
-            similarity = similarity.masked_fill(
-                torch.eye(len(nodes), dtype=torch.bool, device=nodes.device), float("-inf")
-            )
-        neighbours = similarity.softmax(-1)
-        message = neighbours @ self.message(evidence) + self.node(nodes)  # (B, F, D)
+        message, neighbours = self.hear(nodes, evidence, nodes)
         gate = torch.tanh(self.bias + self.weight(torch.cat([evidence, message], dim=-1)).squeeze(-1))  # (B, F)
         return evidence + gate[..., None] * message, gate, neighbours
+
+
+class KnowledgeConcatenation(KnowledgeFusion):
+    """token_f = W [evidence_f, message_f], one W for all findings and studies; [identity, 0] at the start."""
+
+    def __init__(self, labels: int, dim: int) -> None:
+        super().__init__(labels, dim)
+        self.join = nn.Linear(2 * dim, dim)
+        with torch.no_grad():
+            self.join.weight.copy_(torch.cat([torch.eye(dim), torch.zeros(dim, dim)], dim=1))
+            self.join.bias.zero_()
+
+    def forward(self, evidence: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, F, D), (F, D) -> tokens (B, F, D), gate (B, F) of ones, neighbours (F, F)."""
+        message, neighbours = self.hear(nodes, evidence, nodes)
+        return self.join(torch.cat([evidence, message], dim=-1)), evidence.new_ones(evidence.shape[:2]), neighbours
+
+
+class KnowledgeAttention(KnowledgeFusion):
+    """Cross-attention from evidence to the graph: what a finding sees in *this* study asks, the nodes answer.
+
+    token_f = evidence_f + W message_f, with W = 0 at the start.
+    """
+
+    def __init__(self, labels: int, dim: int) -> None:
+        super().__init__(labels, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.out = nn.Linear(dim, dim)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, evidence: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, F, D), (F, D) -> tokens (B, F, D), gate (B, F) of ones, neighbours (B, F, F)."""
+        message, neighbours = self.hear(self.norm(evidence), evidence, nodes)
+        return evidence + self.out(message), evidence.new_ones(evidence.shape[:2]), neighbours
+
+
+FUSIONS: dict[str, type[KnowledgeFusion]] = {
+    "concatenate": KnowledgeConcatenation,
+    "attention": KnowledgeAttention,
+    "gate": KnowledgeGate,
+}
+"""Ways to add what the graph's neighbours found; "none" adds nothing and has no module."""
 
 
 class FindingHead(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlm.models.bridge import Bridge
 from vlm.models.detection import DenseDetections, DetectionHead
-from vlm.models.findings import ConceptAlignment, Evidence, FindingHead, FindingQueries, KnowledgeGate
+from vlm.models.findings import ConceptAlignment, Evidence, FindingHead, FindingQueries, KnowledgeFusion
 from vlm.models.graph import GraphEncoder
 from vlm.models.hierarchy import HierarchicalAttention, sine_positions
 from vlm.models.language import LanguageModel
@@ -59,7 +59,8 @@ class ReportGenerator(nn.Module):
                                                                                        language model ◄──────┘
 
     Args:
-        vision ... language: built parts; detector None leaves boxes out.
+        vision ... language: built parts; detector None leaves boxes out, gate None leaves out knowledge fusion (any way
+            of fusion stands under this name, so that checkpoints keep theirs).
         label_nodes: (F,) index of each label's concept among the graph's nodes.
         attention_scale: which of the pyramid's maps the findings look at.
         views: number of view names.
@@ -75,7 +76,7 @@ class ReportGenerator(nn.Module):
         detector: DetectionHead | None,
         graph: GraphEncoder,
         queries: FindingQueries,
-        gate: KnowledgeGate | None,
+        gate: KnowledgeFusion | None,
         finding_head: FindingHead,
         alignment: ConceptAlignment,
         bridge: Bridge,
@@ -109,14 +110,20 @@ class ReportGenerator(nn.Module):
         if batch.cached is not None:
             c = batch.cached
             return ImageOutput(c.pooled, None, c.logits, c.tokens, None, (0, 0))
-        assert batch.pixel_values is not None
-        maps = self.pyramid(self.hierarchy(self.vision(batch.pixel_values)))
+        maps = self.pyramid(self.hierarchy(self.view_maps(batch)))
         dense = self.detector(maps) if self.detector is not None and detect else None
         evidence = self.look(maps[self.attention_scale], batch)
         size = maps[self.attention_scale].shape[2:]
         return ImageOutput(
             self.bridge.pool(maps), evidence, evidence.logits, evidence.tokens, dense, (size[0], size[1])
         )
+
+    def view_maps(self, batch: StudyBatch) -> list[Tensor]:
+        """The vision model's maps of a batch's images, or the kept ones when they are at hand: [(T, C_s, h_s, w_s)]."""
+        if batch.maps is not None:
+            return list(batch.maps)
+        assert batch.pixel_values is not None
+        return self.vision(batch.pixel_values)  # type: ignore[no-any-return]
 
     def look(self, features: Tensor, batch: StudyBatch) -> Evidence:
         """Finding queries over all views: features (T, D, h, w) -> evidence."""
