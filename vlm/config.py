@@ -234,6 +234,7 @@ class Config(Strict):
     """
 
     start: str | None = None
+    ablation: dict[str, Any] = Field(default={}, exclude=True)
     data: Data = Data()
     model: Model = Model()
     training: Training = Training()
@@ -250,7 +251,6 @@ class Config(Strict):
             for index in stage.sets or ():
                 if not 0 <= index < len(self.data.train):
                     raise ValueError(f"training.stages.{stage.name}.sets: {index} is not an index into data.train")
-    ablation: dict[str, Any] = Field(default={}, exclude=True)
         return self
 
 

@@ -99,14 +99,13 @@ class StageLoop:
         if resumed is not None:
             self.position, tensors = resumed
             self.best = restore(tensors, run.model, self.groups, self.optimizer, self.average)
-        self.cache = self._cache()
         self.maps = self._maps()
+        self.cache = self._cache()
         run.model, self.optimizer = run.accelerator.prepare(run.model, self.optimizer)
         self.epochs = math.ceil(stage.epochs)
         sizes = [len(self._plan(epoch)[1]) for epoch in range(self.epochs)]
         self.total = max(1, round(sum(sizes) * stage.epochs / self.epochs))
 
-    def _cache(self) -> FeatureCache | None:
     def _maps(self) -> FrozenMaps | None:
         """The vision model's maps, kept when it does not learn and images are not varied."""
         run = self.run
@@ -114,6 +113,7 @@ class StageLoop:
         run.validator.maps = maps = run.shared.maps_of(run.dtype, run.model.vision) if fixed else None
         return maps
 
+    def _cache(self) -> FeatureCache | None:
         """Features of the image half, when nothing of it learns and only the report's loss is asked for.
 
         They are kept for the next stage, for as long as no stage trains the image half.
@@ -193,9 +193,9 @@ class StageLoop:
         if self.cache is not None:
             batch = self.cache.attach(batch, epoch)
         batch = move(batch, run.accelerator.device)
-        wanted = self.stage.losses
         if self.maps is not None and self.cache is None:
             batch = self.maps.attach(run.accelerator.unwrap_model(run.model), batch)
+        wanted = self.stage.losses
         with torch.autocast(run.accelerator.device.type, run.dtype or torch.bfloat16, enabled=run.dtype is not None):
             output = run.model(batch, report="report" in wanted, detect="detection" in wanted)
         terms = loss_terms(output, batch, wanted, run.rules, settings.label_smoothing)
