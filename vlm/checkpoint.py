@@ -3,11 +3,12 @@ configuration.
 
 ::
 
-    checkpoint.json      format, versions, resolved configuration, labels, calibration, graph hash, sha256 of every
-    other file model.safetensors    everything but the language model
+    checkpoint.json      format, versions, resolved configuration, labels, calibration, graph hash, the language
+                         model's name, revision and fingerprint, sha256 of every other file
+    model.safetensors    everything but the language model
     graph.json           the knowledge graph it was trained with
-    language/            an ordinary Hugging Face folder (a base named by hub id is left out and named with its
-    revision) adapter/             an ordinary PEFT folder
+    language/            an ordinary Hugging Face folder; a hub id or a large folder is left out and named instead
+    adapter/             an ordinary PEFT folder
 
 Nothing is a pickle. A file that is missing, altered or foreign is refused by name.
 """
@@ -33,14 +34,19 @@ from knowledge.errors import KnowledgeError
 from knowledge.graph import KnowledgeGraph
 from vlm import __version__
 from vlm.config import Config, parse_config
+from vlm.models.adapters import base_name, is_adapter
 from vlm.models.build import build_model, label_list
-from vlm.models.language import load_language_model
+from vlm.models.language import fingerprint, load_language_model, origin, source_folder
 from vlm.models.report_generator import ReportGenerator
 from vlm.types import InputError
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "pretrained"
 RECORD = "checkpoint.json"
+MOST_BUNDLED = 10**9
+"""Bytes of a language model's folder up to which checkpoints hold a copy of it."""
+LANGUAGE_VARIABLE = "RADSCRIBE_LANGUAGE"
+"""Environment variable: where the language model lies that a checkpoint names and does not hold."""
 _IGNORED = (".md", ".png", ".gitattributes")
 
 
@@ -105,13 +111,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write_parts(fresh, checkpoint, dtype)
+        language = _write_parts(fresh, checkpoint, dtype)
         files = {str(p.relative_to(fresh).as_posix()): _sha256(p) for p in sorted(fresh.rglob("*")) if p.is_file()}
         record = {
             "format": FORMAT, "radscribe": __version__,
             "labels": list(checkpoint.labels),
-            "graph_hash": checkpoint.graph.hash,
-            "config": _portable(checkpoint.config), "metrics": checkpoint.metrics, "files": files,
+            "graph_hash": checkpoint.graph.hash, "language": language,
+            "config": _portable(checkpoint.config, language), "metrics": checkpoint.metrics, "files": files,
             "calibration": asdict(checkpoint.calibration),
         }  # fmt: skip
         (fresh / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -121,50 +127,79 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _write_parts(fresh: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+def _write_parts(fresh: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
+    """Writes everything but the record; returns what the record says of the language model."""
     model = checkpoint.model
     state = {n: _cast(t, dtype) for n, t in model.state_dict().items() if not n.startswith("language.")}
     save_file(state, fresh / "model.safetensors")
     checkpoint.graph.save(fresh / "graph.json")
-    language = model.language.model
-    base = language.get_base_model() if isinstance(language, PeftModel) else language
-    # PEFT renames the layers that it wraps; the base is saved under the names that transformers gave it.
-    weights = {
-        n.replace(".base_layer.", "."): _cast(t, dtype) for n, t in base.state_dict().items() if ".lora_" not in n
-    }  # fmt: skip
-    if _is_own(checkpoint.config.model.language.path):
-        base.save_pretrained(fresh / "language", state_dict=weights)  # type: ignore[operator]
-        checkpoint.tokenizer.save_pretrained(fresh / "language")
+    language, chosen = model.language.model, checkpoint.config.model.language
+    source = source_folder(language)
+    named = {"path": chosen.path, "revision": chosen.revision, "bundled": bundled(checkpoint.config, source)}
+    if named["bundled"]:
+        _write_language(fresh / "language", checkpoint, source, dtype)
+        named |= {"path": "language", "revision": None, "fingerprint": fingerprint(fresh / "language")}
+    else:
+        name, commit = origin(model.language.base)
+        path = str(Path(name).resolve()) if Path(name).is_dir() else name
+        named |= {"path": path, "revision": commit, "fingerprint": fingerprint(source)}
     if isinstance(language, PeftModel):
-        language.save_pretrained(str(fresh / "adapter"), safe_serialization=True)
-        adapter = fresh / "adapter" / "adapter_model.safetensors"
-        save_file({n: _cast(t, dtype) for n, t in load_file(adapter).items()}, adapter, metadata={"format": "pt"})
-        (fresh / "adapter" / "README.md").unlink(missing_ok=True)
-        _forget_path(fresh / "adapter" / "adapter_config.json")
+        write_adapter(fresh / "adapter", language, dtype, "../language" if named["bundled"] else named["path"])
+    return named
 
 
-def _portable(config: Config) -> dict[str, Any]:
+def bundled(config: Config, source: Path) -> bool:
+    """Whether a checkpoint holds the language model itself: one that was trained always, a small folder by default."""
+    chosen = config.model.language
+    if any("language" in stage.train for stage in config.training.stages) or chosen.bundle == "yes":
+        return True
+    if chosen.bundle == "no":
+        return False
+    local = chosen.path in ("shipped", "language") or Path(chosen.path).is_dir()
+    return local and sum(p.stat().st_size for p in source.glob("*") if p.is_file()) <= MOST_BUNDLED
+
+
+def _write_language(folder: Path, checkpoint: Checkpoint, source: Path, dtype: torch.dtype) -> None:
+    """An ordinary Hugging Face folder. Weights that are held in few bits are copied as they were read."""
+    base, chosen = checkpoint.model.language.base, checkpoint.config.model.language
+    if chosen.quantize != "none" or chosen.dtype != "float32":
+        folder.mkdir()
+        for pattern in ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"):
+            for file in source.glob(pattern):
+                shutil.copyfile(file, folder / file.name)
+    else:
+        # PEFT renames the layers that it wraps; the base is saved under the names that transformers gave it.
+        state = base.state_dict().items()
+        weights = {base_name(n): _cast(t, dtype) for n, t in state if not is_adapter("." + n)}
+        base.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
+    checkpoint.tokenizer.save_pretrained(folder)
+
+
+def write_adapter(folder: Path, language: PeftModel, dtype: torch.dtype, base: str) -> None:
+    """An ordinary PEFT folder.
+
+    Args:
+        folder: new. language: whose adapter is written. dtype: on disk. base: what the folder says that it belongs to.
+    """
+    language.save_pretrained(str(folder), safe_serialization=True)
+    weights = folder / "adapter_model.safetensors"
+    save_file({n: _cast(t, dtype) for n, t in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    # The path that it was trained from means nothing elsewhere.
+    settings |= {"base_model_name_or_path": base, "inference_mode": True}
+    path.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _portable(config: Config, language: dict[str, Any]) -> dict[str, Any]:
     """The configuration without paths of the machine it was made on: what a folder held lies in the checkpoint."""
     tree = config.model_dump(mode="json")
-    if _is_own(config.model.language.path):
-        tree["model"]["language"]["path"] = "language"
+    tree["model"]["language"] |= {"path": language["path"], "revision": language["revision"]}
     tree["model"]["knowledge"]["graph"] = None
     weights = tree["model"]["vision"]["weights"]
     tree["model"]["vision"]["weights"] = Path(weights).name if weights and weights != "pretrained" else weights
     return tree
-
-
-def _is_own(path: str) -> bool:
-    """Whether the base travels in the checkpoint: a folder does, a hub id is named instead."""
-    return path in ("shipped", "language") or Path(path).is_dir()
-
-
-def _forget_path(path: Path) -> None:
-    """The adapter's base is the folder beside it; the path that it was trained from means nothing elsewhere."""
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings["base_model_name_or_path"] = "../language"
-    settings["inference_mode"] = True
-    path.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -227,14 +262,19 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record  # type: ignore[no-any-return]
 
 
-def load_checkpoint(folder: Path | None = None) -> Checkpoint:
-    """Loads a checkpoint, by default the shipped one, in evaluation mode and float32.
+def load_checkpoint(folder: Path | None = None, quantize: str | None = None) -> Checkpoint:
+    """Loads a checkpoint, by default the shipped one, in evaluation mode.
+
+    Args:
+        folder: of the checkpoint. quantize: how to hold the language model, in place of the checkpoint's own way.
 
     Raises:
         InputError: naming what is missing, altered, foreign or does not fit.
     """
     folder = folder or SHIPPED
     record = read_record(folder)
+    # Checkpoints before 0.2 were trained with the begin token after the images.
+    record["config"]["model"]["language"].setdefault("frame", "prompt")
     config = parse_config(record["config"], str(folder / RECORD))
     try:
         graph = KnowledgeGraph.load(folder / "graph.json")
@@ -245,9 +285,11 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
         raise InputError(
             f"{folder}/graph.json: is not the graph of this checkpoint (hash {graph.hash[:12]}, not {wanted})"
         )
-    path = str(folder / "language") if (folder / "language").is_dir() else config.model.language.path
+    chosen = config.model.language
+    path = _language_path(folder, record)
     try:
-        language, tokenizer = load_language_model(path, config.model.language.revision)
+        language, tokenizer = load_language_model(path, chosen.revision, quantize or chosen.quantize, chosen.dtype)
+        _check_language(folder, record, language)
         language.requires_grad_(False)
         wrapped: torch.nn.Module = language
         if (folder / "adapter").is_dir():
@@ -274,6 +316,34 @@ def load_checkpoint(folder: Path | None = None) -> Checkpoint:
         record["metrics"],
         hashlib.sha256((folder / RECORD).read_bytes()).hexdigest(),
     )
+
+
+def _language_path(folder: Path, record: dict[str, Any]) -> str:
+    """The folder or hub id of the language model; a large one lies elsewhere and may have moved."""
+    if (folder / "language").is_dir():
+        return str(folder / "language")
+    named = record.get("language") or record["config"]["model"]["language"]
+    path = os.environ.get(LANGUAGE_VARIABLE) or named["path"]
+    if Path(path).is_absolute() and not Path(path).is_dir():
+        raise InputError(
+            f"{folder}: its language model is not part of it and not at {path}; say where it lies: "
+            f"{LANGUAGE_VARIABLE}=/folder"
+        )
+    return str(path)
+
+
+def _check_language(folder: Path, record: dict[str, Any], language: torch.nn.Module) -> None:
+    """A base that came from elsewhere must be the one that the adapter was trained on."""
+    named = record.get("language")
+    if named is None or named["bundled"]:
+        return
+    found = source_folder(language)
+    if fingerprint(found) != named["fingerprint"]:
+        revision = f" at revision {named['revision']}" if named["revision"] else ""
+        raise InputError(
+            f"{folder}: was trained on the language model {named['path']}{revision}; the one at {found} has other "
+            f"weights. Say where the right one lies: {LANGUAGE_VARIABLE}=/folder"
+        )
 
 
 def _calibration(saved: dict[str, Any]) -> Calibration:

@@ -128,13 +128,15 @@ class Knowledge(Strict):
 
 
 class Adapter(Strict):
-    """A PEFT adapter. `targets: null` takes PEFT's choice for the family."""
+    """A PEFT adapter by name. `targets: null` takes every linear layer (IA3: keys, values and feed-forward); names of
+    layers otherwise. `tokens` is a prefix's length."""
 
-    type: Literal["lora", "none"] = "lora"
+    type: Literal["lora", "dora", "rslora", "ia3", "adalora", "prefix", "none"] = "lora"
     r: Annotated[int, Field(ge=1, le=1024)] = 16
     alpha: Annotated[Real, Field(gt=0)] = 32
     dropout: Annotated[Real, Field(ge=0, lt=1)] = 0.05
     targets: tuple[str, ...] | None = None
+    tokens: Annotated[int, Field(ge=1, le=1024)] = 16
 
 
 class Language(Strict):
@@ -143,6 +145,20 @@ class Language(Strict):
 
     path: str = "shipped"
     revision: str | None = None
+    quantize: Literal["none", "nf4", "int8"] = Field(
+        default="none", description="keep the frozen weights in 4 or 8 bits (QLoRA), on a GPU or on the CPU"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the frozen weights")
+    frame: Literal["auto", "prompt"] = Field(
+        default="auto",
+        description="auto: the tokenizer's chat template around images and prompt, or the begin token before them; "
+        "prompt: the begin token after the images, as checkpoints before 0.2 had it",
+    )
+    bundle: Literal["auto", "yes", "no"] = Field(
+        default="auto",
+        description="whether checkpoints hold the language model; auto: a folder of at most 1 GB. One that does not is "
+        "named with its revision and its fingerprint, and another one is refused",
+    )
     adapter: Adapter = Adapter()
 
 

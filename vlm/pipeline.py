@@ -49,6 +49,7 @@ class Pipeline:
         self.builder = ExampleBuilder(
             config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
             view=config.model.knowledge.view,
+            begin=config.model.language.frame == "prompt",
         )  # fmt: skip
         self.collate = Collator(self.builder)
         self.seer = Seer(checkpoint)

@@ -51,6 +51,7 @@ class Run:
         self.builder = ExampleBuilder(
             config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
             config.training.loss.concept_weight, view=config.model.knowledge.view,
+            begin=config.model.language.frame == "prompt",
         )  # fmt: skip
         seed = config.training.seed
         self.shared = shared or Shared()

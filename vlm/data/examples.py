@@ -21,7 +21,8 @@ from knowledge.ontology import Certainty
 from vlm.config import Data
 from vlm.data.images import check_image, load_image
 from vlm.data.transforms import Placement, letterbox
-from vlm.types import InputError, Modality, Study, StudyImage, View
+from vlm.data.views import choose_views as choose_views
+from vlm.types import InputError, Modality, Study, View
 
 VIEWS = tuple(View)
 HEADINGS = {"findings": "Findings:", "impression": "Impression:"}
@@ -66,6 +67,7 @@ class ExampleBuilder:
         graph, reader: to read what a report says, when it is known.
         tokenizer: of the language model. unwritten: a text mark that carries no loss (the de-identifier's).
         concept_weight: weight of the tokens inside a concept's mention, >= 1. view: of the graph, with the labels.
+        begin: prompts start with the begin token (no: the language model's own frame holds it).
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class ExampleBuilder:
         concept_weight: float = 1.0,
         unwritten: str = "XXXX",
         view: str = "radscribe",
+        begin: bool = True,
     ) -> None:
+        self.begin = begin
         self.config, self.graph, self.tokenizer = config, graph, tokenizer
         self.labels, self.box_labels = tuple(labels), tuple(box_labels)
         self.reader = ReportReader(graph)
@@ -155,7 +159,8 @@ class ExampleBuilder:
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of a prompt; too long a text loses its middle, never its heading."""
-        start = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        wanted = self.begin and self.tokenizer.bos_token_id is not None
+        start = [self.tokenizer.bos_token_id] if wanted else []
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         most = self.config.max_prompt_tokens - len(start)
         if len(ids) > most:
@@ -222,22 +227,6 @@ def looked_for(study: Study, box_labels: Sequence[str]) -> list[int]:
     if study.boxes is None:
         return []
     return [i for i, name in enumerate(box_labels) if stated.get(name) in (Certainty.PRESENT, Certainty.ABSENT)]
-
-
-def choose_views(images: Sequence[StudyImage], most: int) -> tuple[int, ...]:
-    """Indices of up to `most` images: one of each view first, then the rest spread evenly, in the study's order.
-
-    Worked example: 8 axial slices and most = 2 give the third and the seventh, not the two at the end of the series.
-    """
-    first: dict[View | None, int] = {}
-    for index, image in enumerate(images):
-        first.setdefault(image.view, index)
-    if len(first) == 1 and len(images) > most:
-        return tuple(int((i + 0.5) * len(images) / most) for i in range(most))
-    chosen = list(first.values())[:most]
-    rest = [i for i in range(len(images)) if i not in chosen]
-    spare = min(most - len(chosen), len(rest))
-    return tuple(sorted(chosen + [rest[int((i + 0.5) * len(rest) / spare)] for i in range(spare)]))
 
 
 def closures(graph: KnowledgeGraph, named: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:

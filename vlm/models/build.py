@@ -11,12 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from knowledge.graph import KnowledgeGraph
 from knowledge.ontology import Relation
 from vlm import config as settings
+from vlm.models.adapters import AdapterSpec, add_adapter, is_adapter
 from vlm.models.bridge import Bridge
 from vlm.models.detection import DetectionHead
 from vlm.models.findings import FUSIONS, ConceptAlignment, FindingHead, FindingQueries
 from vlm.models.graph import GraphEncoder
 from vlm.models.hierarchy import HierarchicalAttention
-from vlm.models.language import LanguageModel, add_adapter, load_language_model
+from vlm.models.language import LanguageModel, frame, load_language_model
 from vlm.models.pyramid import FeaturePyramid
 from vlm.models.report_generator import ReportGenerator
 from vlm.models.vision import VisionEncoder, build_backbone, early_layers, fold_norms
@@ -55,12 +56,13 @@ def build_model(
     labels = label_list(graph, config.knowledge.view)
     try:
         if language is None or tokenizer is None:
-            base, tokenizer = load_language_model(config.language.path, config.language.revision)
+            chosen, a = config.language, config.language.adapter
+            base, tokenizer = load_language_model(chosen.path, chosen.revision, chosen.quantize, chosen.dtype)
             base.requires_grad_(False)
-            adapter = config.language.adapter
             language = base
-            if adapter.type == "lora":
-                language = add_adapter(base, adapter.r, adapter.alpha, adapter.dropout, adapter.targets)
+            if a.type != "none":
+                language = add_adapter(base, AdapterSpec(a.type, a.r, a.alpha, a.dropout, a.targets, a.tokens))
+        head, tail = frame(tokenizer, config.language.frame)
         weights = resolve_weights(config) if vision_weights else None
         backbone = build_backbone(config.vision.name, weights, config.vision.options, image_size)
     except ValueError as error:
@@ -76,7 +78,7 @@ def build_model(
         vision = VisionEncoder(backbone, config.vision.mean, config.vision.std, config.vision.freeze_norm)
     except ValueError as error:
         raise InputError(f"model.vision.name {config.vision.name!r}: {error}") from None
-    model = _compose(config, graph, labels, vision, LanguageModel(language), tokenizer)
+    model = _compose(config, graph, labels, vision, LanguageModel(language, head, tail), tokenizer)
     for part in (model.vision, model.hierarchy, model.pyramid, model.detector):
         if part is not None:  # channels last: convolutions on CPUs are up to twice as fast
             part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -169,8 +171,11 @@ def trainable(model: ReportGenerator, part: str, frozen_stages: int = 0) -> list
     """The parameters of a part that a stage may train; of the vision model without its first `frozen_stages` stages."""
     if part in ("adapter", "language"):
         wanted = part == "adapter"
+        # AdaLoRA keeps its ranks, and quantised layers their weights, in parameters of numbers that have no gradient.
         return [
-            p for n, p in model.language.named_parameters() if (".lora_" in n or ".modules_to_save." in n) == wanted
+            p
+            for n, p in model.language.named_parameters()
+            if is_adapter(n) == wanted and p.is_floating_point() and "ranknum" not in n
         ]
     frozen: set[int] = set()
     if part == "vision":

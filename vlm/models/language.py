@@ -3,31 +3,56 @@
 A folder is loaded as it is, with no network; a name that is not a folder is a hub id, which the user chose by naming
 it. No remote code is run and no pickle is read (safetensors only).
 
-Shapes: B studies, P prefix tokens, N prompt tokens, R report tokens, L the model's width.
+Shapes: B studies, P prefix tokens, N prompt tokens, R report tokens, L the model's width, M labelled positions.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from jinja2 import TemplateError
+from peft import PeftModel, prepare_model_for_kbit_training
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)  # fmt: skip
+from transformers.utils import cached_file
+
+from vlm.models.adapters import virtual_tokens
 
 SHIPPED_LANGUAGE = Path(__file__).parents[1] / "pretrained" / "language"
 
 UNWRITTEN = "XXXX"
 """The de-identifier's mark: read where a text holds it, never learnt, never written."""
 
+SAMPLES = 64
+"""Values of each tensor that a fingerprint looks at."""
 
-def load_language_model(path: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+_PLACEHOLDER = "\N{REPLACEMENT CHARACTER}study\N{REPLACEMENT CHARACTER}"
+
+
+def load_language_model(
+    path: str, revision: str | None = None, quantize: str = "none", dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal LM and its tokenizer.
 
     Args:
         path: a folder, a hub id, or "shipped" for the small decoder that comes with this package. revision: of a hub
             id.
+        quantize: "nf4" or "int8" keeps the linear layers' frozen weights in 4 or 8 bits (bitsandbytes; Dettmers et al.
+            2023, arXiv:2305.14314), on a GPU or on the CPU.
+        dtype: of the frozen weights; "bfloat16" halves them.
 
     Raises:
         ValueError: a folder that holds no causal LM, or a hub id that cannot be had.
@@ -42,10 +67,11 @@ def load_language_model(path: str, revision: str | None = None) -> tuple[PreTrai
         config = AutoConfig.from_pretrained(path, **options)
         # Eager attention: on CPUs its backward is faster in bf16, and prefix lengths make every mask a full one anyway.
         model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, **options
-        )
+            path, config=config, dtype=getattr(torch, dtype), attn_implementation="eager", use_safetensors=True,
+            quantization_config=_quantization(quantize, dtype), **options,
+        )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(
             f"{path}: not a causal language model that transformers can load: {' '.join(str(error).split())[:300]}"
         ) from None
@@ -53,25 +79,106 @@ def load_language_model(path: str, revision: str | None = None) -> tuple[PreTrai
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{path}: the tokenizer has no end token, so no report would ever end")
+    if quantize != "none":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model, tokenizer
 
 
-def add_adapter(
-    model: PreTrainedModel, r: int, alpha: float, dropout: float, targets: tuple[str, ...] | None
-) -> nn.Module:
-    """Freezes the model and wraps it with LoRA (Hu et al. 2021, arXiv:2106.09685); its B matrices start at zero.
+def origin(base: nn.Module) -> tuple[str, str | None]:
+    """Folder or hub id that a causal LM was loaded from, and the hub's commit."""
+    config = vars(base.config)
+    return str(config.get("_name_or_path", "")), config.get("_commit_hash")
+
+
+def source_folder(model: nn.Module) -> Path:
+    """Where a causal LM was loaded from: the folder, or the hub's snapshot on this machine.
 
     Raises:
-        ValueError: `targets` match no layer.
+        ValueError: neither is there any more.
     """
-    names = list(targets) if targets else "all-linear"
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    name, commit = origin(base)
+    if Path(name).is_dir():
+        return Path(name)
+    found = cached_file(
+        name, "config.json", revision=commit, local_files_only=True, _raise_exceptions_for_missing_entries=False
+    )
+    if found is None:
+        raise ValueError(f"{name}: the language model's files are not there any more")
+    return Path(found).parent
+
+
+def _quantization(kind: str, dtype: str) -> BitsAndBytesConfig | None:
+    if kind == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        )  # fmt: skip
+    return BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else None
+
+
+def fingerprint(folder: Path) -> str:
+    """Names the weights in a Hugging Face folder, whatever precision they are stored in.
+
+    Sixty-four evenly spaced values of every tensor, as float16, and its name and shape: a model that was trained on
+    differs in all tensors, a copy in another precision in none. Reads kilobytes of a folder of gigabytes.
+
+    Raises:
+        ValueError: no safetensors file, or a broken one.
+    """
+    digest = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: holds no safetensors file")
+    found: dict[str, bytes] = {}
     try:
-        return get_peft_model(
-            model,
-            LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, task_type=TaskType.CAUSAL_LM),  # type: ignore[arg-type]
-        )
-    except ValueError as error:
-        raise ValueError(f"adapter targets {targets}: {' '.join(str(error).split())[:200]}") from None
+        for file in files:
+            with safe_open(str(file), framework="pt") as stream:
+                for name in stream.keys():  # noqa: SIM118 - no mapping
+                    part = stream.get_slice(name)
+                    shape = part.get_shape()
+                    rows = [round(i * (shape[0] - 1) / 7) for i in range(8)] if shape else []
+                    values = [part[row : row + 1].flatten() for row in rows]
+                    few = [v[torch.linspace(0, len(v) - 1, SAMPLES // 8).long()] for v in values]
+                    # float16 is the coarsest that checkpoints are stored in.
+                    numbers = torch.cat(few).to(torch.float16).numpy().tobytes() if few else b""
+                    found[name] = json.dumps(shape).encode() + numbers
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder}: a broken safetensors file: {error}") from None
+    for name in sorted(found):
+        digest.update(name.encode() + found[name])
+    return digest.hexdigest()
+
+
+def frame(tokenizer: PreTrainedTokenizerBase, kind: str) -> tuple[list[int], list[int]]:
+    """Token ids before the images and after the prompt.
+
+    Args:
+        kind: "auto" puts the images into the user's turn of the tokenizer's chat template, where it has one, and else
+            the begin token in front of them, where language models expect it; "prompt" adds nothing here (the begin
+            token then comes with the prompt's text).
+
+    Returns:
+        (head, tail).
+
+    Raises:
+        ValueError: a chat template that cannot hold one user's turn.
+    """
+    if kind == "prompt":
+        return [], []
+    if not tokenizer.chat_template:
+        return ([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []), []
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": _PLACEHOLDER}], tokenize=False, add_generation_prompt=True,
+            enable_thinking=False,
+        )  # fmt: skip
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ValueError(f"the tokenizer's chat template takes no user's turn: {error}") from None
+    before, found, after = str(text).partition(_PLACEHOLDER)
+    if not found:
+        raise ValueError("the tokenizer's chat template leaves out what the user says")
+    return [list(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (before, after)]  # type: ignore[return-value]
 
 
 class LanguageModel(nn.Module):
@@ -79,11 +186,17 @@ class LanguageModel(nn.Module):
 
     Args:
         model: a Hugging Face causal LM, PEFT-wrapped or not.
+        head, tail: ids before the images and after the prompt, from `frame`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    head: Tensor
+    tail: Tensor
+
+    def __init__(self, model: nn.Module, head: list[int] | None = None, tail: list[int] | None = None) -> None:
         super().__init__()
         self.model = model
+        self.register_buffer("head", torch.tensor(head or [], dtype=torch.long), persistent=False)
+        self.register_buffer("tail", torch.tensor(tail or [], dtype=torch.long), persistent=False)
 
     @property
     def width(self) -> int:
@@ -95,9 +208,23 @@ class LanguageModel(nn.Module):
         """The input embedding."""
         return self.model.get_input_embeddings()  # type: ignore[operator, no-any-return]
 
+    @property
+    def base(self) -> nn.Module:
+        """The causal LM inside PEFT's wrapper, its adapter layers in place."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
     def embed(self, ids: Tensor) -> Tensor:
         """(B, N) -> (B, N, L)."""
         return self.embedding(ids)  # type: ignore[no-any-return]
+
+    def framed(self, content: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts head and tail around (B, P, L) with its mask (B, P), in the frozen weights' precision."""
+        studies = len(content)
+        around = [self.embed(ids)[None].expand(studies, -1, -1) for ids in (self.head, self.tail)]
+        ones = [mask.new_ones(studies, len(ids)) for ids in (self.head, self.tail)]
+        kind = self.embedding.weight.dtype if not torch.is_autocast_enabled(content.device.type) else content.dtype  # type: ignore[union-attr]
+        whole = torch.cat([around[0].to(content.dtype), content, around[1].to(content.dtype)], dim=1)
+        return whole.to(kind), torch.cat([ones[0], mask, ones[1]], dim=1)  # type: ignore[arg-type]
 
     def forward(
         self, prefix: Tensor, prefix_mask: Tensor, report_ids: Tensor, report_mask: Tensor, labels: Tensor
@@ -115,17 +242,30 @@ class LanguageModel(nn.Module):
         inputs = torch.cat([prefix, self.embed(report_ids).to(prefix.dtype)], dim=1)
         mask = torch.cat([prefix_mask, report_mask], dim=1)
         positions = (mask.long().cumsum(1) - 1).clamp_min(0)
-        base = self.backbone()
-        hidden = base(
-            inputs_embeds=inputs, attention_mask=mask.long(), position_ids=positions, use_cache=False
-        ).last_hidden_state
-        # The hidden state before a token predicts it: the last of the prefix predicts the report's first token.
-        hidden = hidden[:, prefix.shape[1] - 1 : -1]  # (B, R, L)
+        extra: dict[str, Any] = {}
+        virtual = virtual_tokens(self.model, len(inputs))
+        if virtual is not None:
+            cache = DynamicCache()
+            for layer, (keys, values) in enumerate(virtual):
+                cache.update(keys.to(inputs.dtype), values.to(inputs.dtype), layer)
+            tokens = virtual[0][0].shape[2]
+            mask = torch.cat([mask.new_ones(len(mask), tokens), mask], dim=1)
+            positions, extra = positions + tokens, {"past_key_values": cache}
         index = (labels.flatten() != -100).nonzero(as_tuple=True)[0]
-        logits = self.model.get_output_embeddings()(hidden.flatten(0, 1)[index])  # type: ignore[operator]
-        return logits.float(), index
+        start, count = prefix.shape[1] - 1, report_ids.shape[1]
 
-    def backbone(self) -> nn.Module:
-        """The decoder without its head, so that logits are computed for labelled positions alone."""
-        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        return model.get_decoder()  # type: ignore[operator, no-any-return]
+        def only_labelled(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            # The hidden state before a token predicts it: the last of the prefix predicts the report's first token.
+            hidden = arguments[0][:, start : start + count]  # (B, R, L)
+            return (hidden.flatten(0, 1)[index][None], *arguments[1:])
+
+        # The model's own forward, for what some families do to logits (soft caps, scales) is part of them; what its
+        # output layer is given is cut down to the labelled positions, which the rest of the loss never sees.
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(only_labelled)  # type: ignore[operator, union-attr]
+        try:
+            out = self.base(
+                inputs_embeds=inputs, attention_mask=mask.long(), position_ids=positions, use_cache=False, **extra
+            )
+        finally:
+            hook.remove()
+        return out.logits[0].float(), index

@@ -149,6 +149,7 @@ class ReportGenerator(nn.Module):
         full = torch.cat([visual, evidence.to(visual.dtype), text.to(visual.dtype)], dim=1)
         ones = torch.ones(evidence.shape[:2], dtype=torch.bool, device=full.device)
         mask = torch.cat([visual_mask, ones, batch.prompt_mask], dim=1)
+        full, mask = self.language.framed(full, mask)
         order = mask.long().argsort(dim=1, stable=True)  # what is missing moves to the left, the rest keeps its order
         return full.gather(1, order[..., None].expand_as(full)), mask.gather(1, order)
 
