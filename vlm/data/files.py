@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,56 @@ def read_table(path: Path, columns: Iterable[str] = ()) -> list[dict[str, str]]:
     except csv.Error as error:
         raise InputError(f"{path}: line {reader.line_num} is not valid CSV ({error})") from None
     return rows
+
+
+def table_rows(path: Path, columns: Iterable[str], optional: Iterable[str] = ()) -> Iterator[tuple[str, ...]]:
+    """Yields the named cells of a CSV file row by row: a file of a million rows is neither held nor turned into dicts.
+
+    Args:
+        path: comma-separated file with a header line, plain or `.gz`.
+        columns: names that must be in the header. optional: names that may be; a missing one reads "".
+
+    Yields:
+        The cells of `columns`, then of `optional`, stripped; blank rows are passed over.
+
+    Raises:
+        InputError: a column is missing, or the file is broken (named by its line).
+    """
+    csv.field_size_limit(MAX_FIELD)
+    needed, spare = list(columns), list(optional)
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    number = 0
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream)
+            header = [name.strip() for name in next(reader, [])]
+            missing = [c for c in needed if c not in header]
+            if missing:
+                raise InputError(
+                    f"{path}: has no column {', '.join(map(repr, missing))}; its columns are {', '.join(header[:20])}"
+                )
+            places = [header.index(c) if c in header else -1 for c in (*needed, *spare)]
+            for row in reader:
+                number = reader.line_num
+                if row:
+                    yield tuple(row[i].strip() if 0 <= i < len(row) else "" for i in places)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text (after line {number}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise InputError(f"{path}: line {number + 1} is not valid CSV ({error})") from None
+    except (EOFError, zlib.error, OSError) as error:
+        raise InputError(f"{path}: broken or cut off after line {number} ({error}); copy it again") from None
+
+
+def plain_or_gz(folder: Path, *names: str) -> Path | None:
+    """The first of these files that a folder holds, as it is or with `.gz`; None when it holds none."""
+    for name in names:
+        for file in (folder / name, folder / f"{name}.gz"):
+            if file.is_file():
+                return file
+    return None
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
