@@ -16,6 +16,7 @@ from vlm.types import InputError
 
 if TYPE_CHECKING:
     from vlm.evaluation.clinical import FindingReader
+    from vlm.evaluation.meteor_java import JavaMeteor
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Work:
     labels: Path | None = None
     coded: np.ndarray | None = None  # (N, L) bool
     reader: FindingReader | None = None
+    java: JavaMeteor | None = None
 
     def floor(self, name: str, texts: list[str], note: str) -> None:
         """Adds a floor: N texts, and how they were made."""

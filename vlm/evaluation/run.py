@@ -150,6 +150,8 @@ def _score(work: Work, result: Evaluation) -> None:
     index, hypotheses = index_texts(work.references, work.tokens)
     readings = _read_all(work)
     shuffles = floors.permutations(len(work.joined.ids), work.settings.seed)
+    if work.settings.meteor == "java":
+        _ask_java(work, shuffles)
     for name in work.texts:
         scores = _all_scores(work, index, hypotheses[name], name, readings)
         floor = name not in work.joined.systems
@@ -171,6 +173,19 @@ def _score(work: Work, result: Evaluation) -> None:
             else f"{score.signature}|graph:{_graph_hash(work)}|studies:{len(work.joined.ids)}"
         )
     _clinical_tables(work, result, readings)
+
+
+def _ask_java(work: Work, shuffles: Sequence[np.ndarray]) -> None:
+    """Has Java score every pair of systems, floors and shuffles in one run: most of its time is starting."""
+    from vlm.evaluation.meteor_java import JavaMeteor
+
+    work.java = JavaMeteor()
+    predictions = [text for tokens in work.tokens.values() for text in tokens]
+    if len(work.joined.ids) > 1:
+        predictions += [
+            work.tokens[name][i] for name in work.joined.systems for order in shuffles for i in order.tolist()
+        ]
+    work.java.ask(predictions, work.references * (len(predictions) // len(work.references)))
 
 
 def _graph_hash(work: Work) -> str:
@@ -203,10 +218,11 @@ def _all_scores(
         from vlm.evaluation.meteor import meteor
 
         scores.insert(5, meteor(index, hypothesis))
-    elif work.settings.meteor == "java" and order is None:
-        from vlm.evaluation.meteor import meteor_java
+    elif work.java is not None:
+        from vlm.evaluation.meteor_java import meteor_java
 
-        scores.insert(5, meteor_java(work.tokens[name], [[text] for text in work.references]))
+        tokens = work.tokens[name] if order is None else [work.tokens[name][i] for i in order.tolist()]
+        scores.insert(5, meteor_java(tokens, work.references, work.java))
     if work.reader is None:
         return scores
     from vlm.evaluation.clinical import agreement_scores, coded_scores, finding_scores
