@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from knowledge.extraction import Mention, ReportReader, label_mentions
 from knowledge.graph import KnowledgeGraph
-from knowledge.ontology import Certainty
+from knowledge.ontology import Certainty, Kind
 from vlm.config import Data
 from vlm.data.images import check_image, load_image
 from vlm.data.transforms import Placement, letterbox
@@ -89,7 +89,22 @@ class ExampleBuilder:
         self.concept_weight, self.unwritten, self.view = concept_weight, unwritten, view
         self.named = {name: frozenset(graph.views.get(view, {}).get(name, (name,))) for name in self.labels}
         self.closures = closures(graph, self.named)
-        self.coverage = coverage(self.closures, self.named)
+        self.coverage = coverage(self.closures, self.named) | self._coverage_of_concepts()
+
+    def _coverage_of_concepts(self) -> dict[str, tuple[str, ...]]:
+        """A data set may label by any finding of the graph: a kind of a label covers it, a wider finding those below
+        it, and any other is "other finding", as in the reading of reports."""
+        out: dict[str, tuple[str, ...]] = {}
+        for name, concept in self.graph.concepts.items():
+            if concept.kind is not Kind.FINDING or name in self.closures:
+                continue
+            kinds = self.graph.descendants(name)
+            above = tuple(own for own, ids in self.named.items() if any(name in self.graph.descendants(i) for i in ids))
+            below = tuple(own for own, ids in self.named.items() if ids & kinds)
+            rest = tuple(own for own, ids in self.named.items() if "other_finding" in ids)
+            self.closures[name] = kinds
+            out[name] = above or below or rest
+        return out
 
     def build(self, study: Study) -> Example:
         """Decodes the images and tokenises the report.
