@@ -29,21 +29,27 @@ MADE: dict[str, Callable[[int, int], Study]] = {"phantom": phantom_study, "blank
 """Data sets that are made and not read: format -> (seed, index) -> study."""
 
 
+def open_set(source: DataSet) -> tuple[str, int, Callable[[int], Study]]:
+    """A data set's name, its number of studies, and what gives one of them.
+
+    Raises:
+        InputError: the set cannot be read.
+    """
+    make = MADE.get(source.format) if source.path is None else None
+    if make is not None:
+        return source.format, source.count or 100, partial(make, source.seed)
+    found = read_studies(source.location(), source.format)
+    kept = [s for s in found if source.split is None or s.split in source.split][: source.limit]
+    return source.location().name, len(kept), kept.__getitem__
+
+
 def load_examples(source: DataSet, builder: ExampleBuilder, show: bool) -> list[Example]:
     """Reads a data set; a study that cannot be read is left out and counted.
 
     Raises:
         InputError: the set cannot be read, or no study of it can.
     """
-    make = MADE.get(source.format) if source.path is None else None
-    if make is not None:
-        name, count = source.format, source.count or 100
-        study_at: Callable[[int], Study] = partial(make, source.seed)
-    else:
-        found = read_studies(source.location(), source.format)
-        kept = [s for s in found if source.split is None or s.split in source.split][: source.limit]
-        name, count = source.location().name, len(kept)
-        study_at = kept.__getitem__
+    name, count, study_at = open_set(source)
     examples: list[Example] = []
     failures: list[str] = []
     for index in track(range(count), description=f"reading {name}", console=console, disable=not show, transient=True):

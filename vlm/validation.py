@@ -7,6 +7,7 @@ Shapes: B studies, F findings, n boxes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,17 @@ LEAST_UPPER = 0.4
 """No finding must appear in a report below this probability."""
 MOST_LOWER = 0.2
 """No finding is kept out of a report above this one."""
+
+
+@dataclass(slots=True)
+class Collected:
+    """Validation studies in the order of their reports' length: logits and targets (N, F), the latter 1, 0 or NaN; and,
+    by image that somebody looked at, boxes found (raw scores) and true, in pixels of the model's input."""
+
+    logits: Tensor
+    targets: Tensor
+    boxes: list[list[Box]]
+    truths: list[list[Box]]
 
 
 class Validator:
@@ -120,19 +132,9 @@ class Validator:
         return found, truths
 
     @torch.no_grad()
-    def calibrate(self, model: ReportGenerator, shared: Shared | None = None) -> Calibration:
-        """Platt's two numbers for each finding and for boxes, cuts for steering, and the box threshold, all from
-        validation.
-
-        Cuts: `generation.sensitivity` of the present findings must lie above the lower one, and `generation.precision`
-            of what lies
-        above the upper one must be present. The box threshold is the one with the best F1 at IoU 0.5.
-
-        Args:
-            model: in full precision, as it will be used. shared: whose maps are those of this vision model, if any.
-        """
+    def collect(self, model: ReportGenerator) -> Collected:
+        """What the image half says of every validation study, in full precision, beside the truth."""
         model.eval()
-        self.maps = shared.maps_of(None, model.vision) if shared is not None else None
         logits, targets = [], []
         boxes: list[list[Box]] = []
         truths: list[list[Box]] = []
@@ -144,7 +146,23 @@ class Validator:
                 found, true = self._boxes(image.dense, batch)
                 boxes += found
                 truths += true
-        score, truth = torch.cat(logits), torch.cat(targets)
+        return Collected(torch.cat(logits), torch.cat(targets), boxes, truths)
+
+    @torch.no_grad()
+    def calibrate(self, model: ReportGenerator, shared: Shared | None = None) -> Calibration:
+        """Platt's two numbers for each finding and for boxes, cuts for steering, and the box threshold, all from
+        validation.
+
+        Cuts: `generation.sensitivity` of the present findings must lie above the lower one, and `generation.precision`
+            of what lies
+        above the upper one must be present. The box threshold is the one with the best F1 at IoU 0.5.
+
+        Args:
+            model: in full precision, as it will be used. shared: whose maps are those of this vision model, if any.
+        """
+        self.maps = shared.maps_of(None, model.vision) if shared is not None else None
+        seen = self.collect(model)
+        score, truth = seen.logits, seen.targets
         wanted = self.config.generation
         calibration = Calibration()
         for column, name in enumerate(self.builder.labels):
@@ -157,7 +175,7 @@ class Validator:
             # A few well separated positives would put the cut next to zero: nothing is demanded that is improbable.
             calibration.lower[name] = round(min(cut.lower, MOST_LOWER), 5)
             calibration.upper[name] = round(max(cut.upper, LEAST_UPPER), 5)
-        calibration.boxes, calibration.box_threshold = calibrate_boxes(boxes, truths)
+        calibration.boxes, calibration.box_threshold = calibrate_boxes(seen.boxes, seen.truths)
         return calibration
 
 

@@ -1,0 +1,384 @@
+"""Does each part help? Trains a model with and without its parts, with every way of knowledge fusion, on one budget
+and several seeds, and prints what each reaches.
+
+    python scripts/ablate.py configs/openi.yaml --parts knowledge,hierarchy,detection --seeds 3 --out runs/ablation
+
+Each (variant, seed) is a run of its own under --out; one that has finished is not repeated, and one that was stopped
+goes on. What the configuration's `ablation` section says is laid over the rest first.
+
+Without a part:
+    knowledge   no relation of the graph, no fusion, no knowledge loss, no extra weight on concepts' words
+    hierarchy   no attention within and across scales: the vision model's maps are projected and nothing more
+    detection   one map (stride 16) for the boxes instead of all scales
+
+Findings and texts are measured on the first validation set, boxes on every validation image that has them. Cuts that
+turn a probability into a finding are chosen on one half of the studies and used on the other. Memory is the process's
+peak above what it held before the run (data and kept maps are shared); time is of all cores, without reading data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import hashlib
+import json
+import math
+import os
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+from vlm.assembly import starting_point
+from vlm.checkpoint import Checkpoint
+from vlm.cli.progress import calm_libraries
+from vlm.config import Config, lay_over, load_config
+from vlm.data.examples import ExampleBuilder
+from vlm.evaluation.baselines import Settings
+from vlm.evaluation.detection import average_precision
+from vlm.evaluation.inputs import Reports, join
+from vlm.evaluation.run import evaluate_reports
+from vlm.optimization import select_parameters
+from vlm.pipeline import FailedStudy, GenerationSettings, Pipeline
+from vlm.training import train
+from vlm.training_data import Shared, open_set
+from vlm.types import InputError
+from vlm.validation import Validator, best_f1_cut, calibrate_boxes, mean_auc
+
+console = Console()
+
+WITHOUT: dict[str, dict[str, Any]] = {
+    "knowledge": {
+        "model": {"knowledge": {"enabled": False}},
+        "training": {"loss": {"implication": 0.0, "alignment": 0.0, "concept_weight": 1.0}},
+    },
+    "hierarchy": {"model": {"hierarchy": {"enabled": False}}},
+    "detection": {"model": {"detection": {"strides": [16]}}},
+}
+"""Part -> what leaves it out."""
+
+COLUMNS = {
+    "accuracy": ("accuracy", 3), "precision": ("precision", 3), "recall": ("recall", 3), "f1": ("F1", 3),
+    "auc": ("AUC", 3), "map": ("mAP", 3), "iou": ("IoU", 3), "bleu4": ("BLEU-4", 3), "cider": ("CIDEr", 3),
+    "finding_f1_micro": ("finding F1", 3), "unique": ("unique reports", 2), "memory_gib": ("memory GiB", 2),
+    "core_minutes": ("core minutes", 1), "million_trained": ("trained M", 2),
+}  # fmt: skip
+"""Metric -> heading and decimals."""
+
+
+def variants(parts: list[str]) -> dict[str, dict[str, list[str] | str]]:
+    """Name -> parts left out and the way of fusion; rows that would repeat another are left out."""
+    fine = [p for p in parts if p != "knowledge"]
+    rows: dict[str, tuple[list[str], str]] = {"base": (parts, "gate")}
+    if "knowledge" in parts and fine:
+        rows["+ knowledge"] = (fine, "gate")
+        rows["+ fine-grained"] = (["knowledge"], "gate")
+    if "knowledge" in parts:
+        rows |= {f"full, fusion {name}": ([], name) for name in ("none", "concatenate", "attention")}
+    rows["full"] = ([], "gate")
+    return {name: {"without": without, "fusion": fusion} for name, (without, fusion) in rows.items()}
+
+
+def variant_config(base: Config, variant: dict[str, Any], seed: int, origin: str) -> Config:
+    """The configuration of one run."""
+    changes: dict[str, Any] = {"training": {"seed": seed}}
+    if "knowledge" not in variant["without"]:
+        changes["model"] = {"knowledge": {"fusion": variant["fusion"]}}
+    config = lay_over(base, changes, origin)
+    for part in variant["without"]:
+        config = lay_over(config, WITHOUT[part], origin)
+    if "knowledge" in variant["without"]:
+        stages = [
+            stage.model_copy(update={"losses": tuple(n for n in stage.losses if n != "knowledge") or stage.losses})
+            for stage in config.training.stages
+        ]
+        config = config.model_copy(update={"training": config.training.model_copy(update={"stages": tuple(stages)})})
+    return config
+
+
+def scaled(config: Config, limit: int | None, epochs: float, origin: str) -> Config:
+    """The configuration on `limit` studies of each set and with so many times the epochs."""
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    for source in [*tree["data"]["train"], *tree["data"].get("validation", [])] if limit else []:
+        key = "limit" if source.get("path") else "count"
+        source[key] = min(limit or 0, source.get(key) or limit or 0)
+    for stage in tree["training"]["stages"]:
+        stage["epochs"] *= epochs
+    return lay_over(config, tree, origin)
+
+
+def run_unit(config: Config, out: Path, shared: Shared) -> dict[str, float]:
+    """Trains and measures one run, or reads what it reached; its weights are removed afterwards.
+
+    Raises:
+        InputError: the folder holds a run of another configuration.
+    """
+    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    done = out / "metrics.json"
+    if done.is_file():
+        record = json.loads(done.read_text(encoding="utf-8"))
+        if record["config"] != digest:
+            raise InputError(f"{out}: holds a run of another configuration; choose another --out")
+        return dict(record["metrics"])
+    resumed = (out / "state" / "latest.json").is_file()
+    checkpoint = starting_point(config, None)
+    trained = {
+        id(p): p.numel()
+        for stage in config.training.stages
+        for group in select_parameters(checkpoint.model, stage, config.model.vision.frozen_stages).values()
+        for p in group
+    }
+    before = reset_peak()
+    begun, reading = time.process_time(), shared.seconds
+    train(checkpoint, out, shared=shared)
+    seconds = time.process_time() - begun - (shared.seconds - reading)
+    metrics = {
+        "memory_gib": peak_gib() - before,
+        "core_minutes": math.nan if resumed else seconds / 60,
+        "million_trained": sum(trained.values()) / 1e6,
+    }
+    metrics |= measure(checkpoint, out, shared)
+    write_json(done, {"config": digest, "metrics": {k: round(v, 5) for k, v in metrics.items()}})
+    for name in ("state", "best"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    return metrics
+
+
+def measure(checkpoint: Checkpoint, out: Path, shared: Shared) -> dict[str, float]:
+    """Findings, boxes and texts of a trained model on validation."""
+    config = checkpoint.config
+    builder = ExampleBuilder(
+        config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
+        config.training.loss.concept_weight, view=config.model.knowledge.view,
+    )  # fmt: skip
+    sets = [shared.load(s, builder, False) for s in config.data.validation]
+    everything = Validator(builder, [e for s in sets for e in s], config, None)
+    first = Validator(builder, sets[0], config, None)
+    first.maps = everything.maps = shared.maps_of(None, checkpoint.model.vision)
+    seen = first.collect(checkpoint.model)
+    metrics = finding_metrics(seen.logits.numpy(), seen.targets.numpy())
+    seen = everything.collect(checkpoint.model)
+    if any(seen.truths):
+        _, cut = calibrate_boxes(seen.boxes, seen.truths)
+        boxes = average_precision(seen.boxes, seen.truths, 0.5, cut=0.5 if cut is None else cut)
+        metrics |= {"map": boxes.mean_ap, "iou": boxes.mean_iou, "box_f1": boxes.f1}
+    return metrics | text_metrics(checkpoint, out)
+
+
+def finding_metrics(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Micro averages over the known cells, with cuts from the other half of the studies; AUC needs none.
+
+    Args:
+        logits: (N, F). targets: (N, F) 1, 0 or NaN.
+    """
+    score = 1 / (1 + np.exp(-logits.astype(float)))
+    fold = np.arange(len(score)) % 2
+    predicted = np.zeros(score.shape, bool)
+    for half in (0, 1):
+        for label in range(score.shape[1]):
+            cut = best_f1_cut(score[fold != half, label], targets[fold != half, label])
+            predicted[fold == half, label] = score[fold == half, label] >= cut
+    known, truth = ~np.isnan(targets), targets == 1
+    hit, false = (predicted & truth).sum(), (predicted & ~truth & known).sum()
+    missed = (~predicted & truth).sum()
+    return {
+        "accuracy": float((predicted == truth)[known].mean()),
+        "precision": float(hit / max(1, hit + false)),
+        "recall": float(hit / max(1, hit + missed)),
+        "f1": float(2 * hit / max(1, 2 * hit + false + missed)),
+        "auc": mean_auc(logits, targets),
+    }
+
+
+def text_metrics(checkpoint: Checkpoint, out: Path) -> dict[str, float]:
+    """Writes the first validation set's reports and scores them against its own."""
+    config = checkpoint.config
+    sections = config.data.report_sections
+    _, count, study_at = open_set(config.data.validation[0])
+    references, studies = {}, []
+    for study in map(study_at, range(count)):
+        text = " ".join((study.report or {}).get(name, "") for name in sections).strip()
+        if text:
+            references[study.id] = text
+            studies.append(study)
+    if not studies:
+        return {}
+    checkpoint.model.eval()
+    texts = {}
+    for study, report in Pipeline(checkpoint).reports(studies, GenerationSettings(attention=False)):
+        written = {} if isinstance(report, FailedStudy) else report.sections
+        texts[study.id] = " ".join(written.get(name, "") for name in sections).strip()
+    write_json(out / "texts.json", texts)
+    joined = join(
+        {"model": Reports(out / "texts.json", texts, {k: {"id": k} for k in texts})},
+        Reports(out, references, {k: {"id": k} for k in references}),
+    )
+    result = evaluate_reports(joined, Settings(resamples=0, meteor="off"))
+    values = result.system("model").values()
+    names = ("bleu4", "cider", "finding_f1_micro", "finding_f1_macro")
+    return {n: values[n] for n in names if n in values} | {"unique": len(set(texts.values())) / len(texts)}
+
+
+def reset_peak() -> float:
+    """Gives freed memory back, forgets the process's high-water mark, and returns what is held now (GiB; Linux)."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**30
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return math.nan
+    return _status("VmRSS")
+
+
+def peak_gib() -> float:
+    """The high-water mark since `reset_peak` in GiB: of the GPU's memory, or of the process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return _status("VmHWM")
+
+
+def _status(name: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return math.nan
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith(name)), math.nan)
+
+
+def summary(rows: list[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95% interval over seeds (Student's t); NaN for fewer than two."""
+    values = [v for v in rows if not math.isnan(v)]
+    if len(values) < 2:
+        return (values[0] if values else math.nan), math.nan
+    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), half
+
+
+def cell(values: list[float], digits: int) -> str:
+    """A mean with its interval, as it is printed."""
+    mean, half = summary(values)
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+
+
+def present(results: dict[str, list[dict[str, float]]], out: Path, facts: dict[str, Any]) -> None:
+    """Prints the table and writes it as results.json and table.md."""
+    results = {name: runs for name, runs in results.items() if runs}
+    shown = {k: v for k, v in COLUMNS.items() if any(k in run for runs in results.values() for run in runs)}
+    rows = [
+        [name, str(len(runs)), *(cell([r.get(k, math.nan) for r in runs], d) for k, (_, d) in shown.items())]
+        for name, runs in results.items()
+    ]
+    heading = ["variant", "seeds", *(title for title, _ in shown.values())]
+    table = Table(*heading, title="mean ± half the 95% interval over seeds")
+    lines = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
+    for row in rows:
+        table.add_row(*row)
+        lines.append("| " + " | ".join(row) + " |")
+    (console if console.is_terminal else Console(width=220)).print(table)
+    write_text(out / "table.md", "\n".join(lines) + "\n")
+    write_json(out / "results.json", {**facts, "runs": results})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON at once."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.tmp")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--parts", default="knowledge,hierarchy,detection", help="parts to leave out, by comma")
+    parser.add_argument("--seeds", type=int, default=3, help="how many; 0, 1, ...")
+    parser.add_argument("--out", type=Path, default=None, help="default: runs/ablate_<name of the configuration>")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="key.sub=value, for every run")
+    parser.add_argument("--limit", type=int, default=None, help="studies of each data set")
+    parser.add_argument("--epochs", type=float, default=1.0, help="times the epochs of each stage")
+    parser.add_argument("--only", default=None, help="variants to run, by semicolon; the table shows all that are done")
+    parser.add_argument("--threads", type=int, default=None)
+    return parser.parse_args(arguments)
+
+
+def ablate(given: argparse.Namespace) -> None:
+    """Runs what is missing, seed by seed, and shows the table after each seed."""
+    parts = [p.strip() for p in given.parts.split(",") if p.strip()]
+    strange = [p for p in parts if p not in WITHOUT]
+    if strange or not parts:
+        raise InputError(f"--parts {given.parts!r}: {(strange or ['nothing'])[0]!r} is none of {', '.join(WITHOUT)}")
+    if given.seeds < 1 or given.epochs <= 0 or (given.limit is not None and given.limit < 1):
+        raise InputError("--seeds and --limit must be at least 1, --epochs above 0")
+    loaded = load_config(given.config)
+    base = lay_over(loaded, loaded.ablation, f"{given.config}: ablation", given.overrides)
+    if base.start is not None:
+        raise InputError(
+            f"{given.config}: starts from a checkpoint, whose parts are fixed; give it an ablation section with "
+            "'start: null' and a model"
+        )
+    if not base.data.validation:
+        raise InputError(f"{given.config}: data.validation names no data set; nothing could be measured")
+    base = scaled(base, given.limit, given.epochs, str(given.config))
+    out = given.out or Path("runs") / f"ablate_{given.config.stem}"
+    names = variants(list(dict.fromkeys(parts)))
+    wanted = list(names) if given.only is None else [n.strip() for n in given.only.split(";")]
+    if unknown := [n for n in wanted if n not in names]:
+        raise InputError(f"--only: {unknown[0]!r} is none of {'; '.join(names)}")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    shared = Shared()
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    facts = {"config": str(given.config), "parts": parts, "seeds": given.seeds, "threads": torch.get_num_threads()}
+    total, begun, fresh = len(wanted) * given.seeds, time.monotonic(), 0
+    for seed in range(given.seeds):
+        for name in names:
+            folder = out / name.replace("+ ", "plus_").replace(", fusion ", "_").replace(" ", "_") / f"seed{seed}"
+            if name not in wanted and not (folder / "metrics.json").is_file():
+                continue
+            known = (folder / "metrics.json").is_file()
+            metrics = run_unit(variant_config(base, names[name], seed, str(given.config)), folder, shared)
+            results[name].append(metrics)
+            fresh += not known
+            done = sum(map(len, results.values()))
+            left = (time.monotonic() - begun) / max(1, fresh) * max(0, total - done) / 60
+            told = " ".join(f"{k} {metrics[k]:.{d}f}" for k, (_, d) in COLUMNS.items() if k in metrics)
+            console.print(f"[{done}/{total}, {left:.0f} min left] {name}, seed {seed}: {told}", markup=False)
+        present(results, out, facts)
+
+
+def main() -> None:
+    """Runs the ablation; bad input is one line and exit status 2."""
+    given = parse()
+    calm_libraries()
+    try:
+        ablate(given)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; what has finished is kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
