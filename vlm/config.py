@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -291,6 +292,30 @@ def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Conf
     for override in overrides:
         _apply(tree, override)
     return parse_config(tree, str(path))
+
+
+def lay_over(config: Config, changes: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Config:
+    """A configuration with a tree laid over what it sets itself: sections key by key, lists and values as a whole; then
+    `key.sub=value` overrides.
+
+    Args:
+        config: left as it is. changes: may name any key. origin: names the tree in messages.
+
+    Raises:
+        InputError: naming the key, what is wrong, and the nearest known key.
+    """
+    tree = _merged(config.model_dump(mode="json", exclude_unset=True), changes)
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, origin)
+
+
+def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    out = dict(tree)
+    for key, value in changes.items():
+        old = out.get(key)
+        out[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return out
 
 
 def parse_config(tree: dict[str, Any], origin: str) -> Config:
