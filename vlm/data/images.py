@@ -23,7 +23,7 @@ MAX_RATIO = 1100
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-_MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_MAGIC = {b"PAR1": "PARQUET", b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 
 
 def read_image(path: Path, window: tuple[float, float] | str | None = None, frame: int | None = None) -> StudyImage:
@@ -50,6 +50,10 @@ def read_image(path: Path, window: tuple[float, float] | str | None = None, fram
         from vlm.data.nifti import read_nifti_slice
 
         return read_nifti_slice(path, window, frame)
+    if kind == "PARQUET":
+        from vlm.data.shards import read_packed
+
+        return read_packed(path, window, frame)
     return StudyImage(path=path, pixels=_read_picture(path, kind))
 
 

@@ -53,6 +53,18 @@ def read_list(path: Path) -> list[Study]:
     return studies
 
 
+def study_of(record: dict[str, Any], file: Path, number: int) -> Study:
+    """One object of the JSONL schema as a study.
+
+    Args:
+        record: the object. file: the list that it comes from; images lie in its folder. number: its line.
+
+    Raises:
+        InputError: what is wrong with which key.
+    """
+    return _study(record, _Line(file, number))
+
+
 def list_in(path: Path) -> Path:
     """The list itself: the path, or the folder's `studies.jsonl` or `studies.csv`.
 
