@@ -82,6 +82,24 @@ class Box:
         return max(0.0, x2 - x1) * max(0.0, y2 - y1)
 
 
+@dataclass(frozen=True, slots=True)
+class SlicePlace:
+    """Where an image lies in a volume, so that a box names its slice.
+
+    Args:
+        first, last: slices from 0, in the order of their positions; the same for one slice, the ends of a slab else.
+        count: slices of the volume.
+        position_mm: of the (middle) slice along the normal, in the patient's coordinates; None when unknown.
+        series: which volume of the study, from 0.
+    """
+
+    first: int
+    last: int
+    count: int
+    position_mm: float | None = None
+    series: int = 0
+
+
 @dataclass(slots=True)
 class StudyImage:
     """One image of a study: where it lies, or its pixels.
@@ -96,6 +114,10 @@ class StudyImage:
             the only one.
         masked: rectangles (x1, y1, x2, y2) in shares of width and height that are blackened once the image is read:
             text that was burnt in.
+        place: of a slice in its volume; None for an image that is not one of a volume.
+        slab: (file, frame) of every slice whose maximum is shown, this one among them; () for one slice.
+        full_size: (width, height) of the image's own grid, which boxes count in, when `pixels` were decoded at reduced
+            resolution; None when they are that grid.
     """
 
     path: Path | None = None
@@ -106,6 +128,9 @@ class StudyImage:
     window: tuple[float, float] | str | None = None
     frame: int | None = None
     masked: tuple[tuple[float, float, float, float], ...] = ()
+    place: SlicePlace | None = None
+    slab: tuple[tuple[Path, int | None], ...] = ()
+    full_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +241,8 @@ class StudyBatch:
 
     Args:
         ids: `Study.id`, B of them.
-        pixel_values: (T, 1, S, S) grey in [0, 1]; None when `cached` stands for it.
+        pixel_values: (T, C, S, S) in [0, 1], C = 1 for grey, more for several windows or pseudo-colour; None when
+            `cached` stands for it.
         image_study, image_slot, view: (T,) index of the image's study, its place within the study, and its view's
             index.
         prompt_ids, prompt_mask: (B, N), padded on the left.
