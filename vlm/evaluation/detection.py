@@ -1,24 +1,27 @@
-"""Lesion detection: AP as COCO defines it, matched IoU, FROC, case-level sensitivity and specificity, Dice.
+"""Lesion detection: AP as COCO defines it, matched IoU, FROC, by class and by lesion size (masks: `masks.py`).
 
 Boxes are `(x1, y1, x2, y2)` with exclusive ends. A prediction is matched, by falling confidence, to the free truth of
 its class on its image with the highest IoU that reaches the threshold. AP is the mean of the interpolated precision at
-101 recalls (Lin et al., COCO, ECCV 2014); equal to pycocotools' and torchmetrics' (no crowd regions, all areas, at most
-`limit` boxes an image). FROC: Bunch et al., 1977; its summary is the mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8
-false positives an image (LUNA16).
+101 recalls (Lin et al., COCO, ECCV 2014); equal to pycocotools' and torchmetrics' (no crowd regions, at most `limit`
+boxes an image), of all areas and by size: truths of another size, and what is matched to them, then take no part.
+FROC: Bunch et al., 1977; its summary is the mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives an image
+(LUNA16).
 
 Legend: P predictions, T truths of one class, N studies, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from vlm.evaluation.ranking import MeanAuc, OperatingPoint, at_threshold, calibration_error, mean_auc
-from vlm.evaluation.resampling import Interval, interval_of, resample
+from vlm.evaluation.ranking import calibration_error
+from vlm.evaluation.resampling import Interval, Score, interval_of, intervals, mean_of_sums, resample
 from vlm.types import Box
+
+Area = tuple[float, float]
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -87,6 +90,11 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
 
 
+def labels_of(truths: Sequence[Sequence[Box]]) -> list[str]:
+    """Returns the classes of the truths in alphabetical order."""
+    return sorted({box.label for boxes in truths for box in boxes})
+
+
 def average_precision(
     predictions: Sequence[Sequence[Box]],
     truths: Sequence[Sequence[Box]],
@@ -94,6 +102,7 @@ def average_precision(
     classes: Iterable[str] | None = None,
     cut: float = 0.5,
     limit: int = 100,
+    area: Area | None = None,
 ) -> DetectionScores:
     """Scores the boxes of N studies at one IoU threshold.
 
@@ -104,17 +113,18 @@ def average_precision(
         classes: labels to score; None: those of the truths. Predictions of other labels are left out.
         cut: confidence from which a prediction counts for precision, recall, F1 and mean IoU.
         limit: predictions a study, image and class that count, the most confident first, as in COCO.
+        area: least and greatest area of the lesions that are scored, in square pixels; None for all.
 
     Returns:
         The scores; `by_class` holds AP in the order of `classes`.
     """
-    names = sorted({box.label for boxes in truths for box in boxes}) if classes is None else list(classes)
+    names = labels_of(truths) if classes is None else list(classes)
     by_class, hits, called, found, ious = {}, 0, 0, 0, []
     total = 0
     for name in names:
-        matches = match(predictions, truths, name, iou, limit)
+        matches = match(predictions, truths, name, iou, limit, area=area)
         by_class[name] = _average(matches.hit, len(matches.found))
-        kept = match(predictions, truths, name, iou, limit, cut)
+        kept = match(predictions, truths, name, iou, limit, cut, area)
         hits, called = hits + int(kept.hit.sum()), called + len(kept.hit)
         found, total = found + int(kept.found.sum()), total + len(kept.found)
         ious.extend(kept.iou[kept.hit].tolist())
@@ -135,6 +145,7 @@ def match(
     iou: float,
     limit: int = 100,
     cut: float = 0.0,
+    area: Area | None = None,
 ) -> Matches:
     """Matches the boxes of one class, study by study and image by image.
 
@@ -144,7 +155,9 @@ def match(
         iou: threshold.
         limit: predictions an image that count.
         cut: least confidence of a prediction.
+        area: see `average_precision`.
     """
+    inside = area if area is not None else (0.0, float("inf"))
     confidence: list[float] = []
     study: list[int] = []
     ious: list[float] = []
@@ -153,15 +166,20 @@ def match(
     for number, (mine, theirs) in enumerate(zip(predictions, truths, strict=True)):
         images = sorted({box.image for box in (*mine, *theirs) if box.label == label})
         for image in images:
-            here = [b for b in mine if b.label == label and b.image == image and _confidence(b) >= cut]
-            here = sorted(here, key=_confidence, reverse=True)[:limit]
+            here = [b for b in mine if b.label == label and b.image == image and confidence_of(b) >= cut]
+            here = sorted(here, key=confidence_of, reverse=True)[:limit]
             truth = [b for b in theirs if b.label == label and b.image == image]
-            matched, taken = _match_image(here, truth, iou)
-            confidence.extend(_confidence(box) for box in here)
-            study.extend([number] * len(here))
-            ious.extend(matched)
-            truth_study.extend([number] * len(truth))
-            found.extend(taken)
+            truth.sort(key=lambda box: not _within(box, inside))  # those that are scored first
+            matched, partner, taken = _match_image(here, truth, iou, sum(_within(b, inside) for b in truth))
+            kept = [
+                _within(truth[place], inside) if place >= 0 else _within(box, inside)
+                for box, place in zip(here, partner, strict=True)
+            ]
+            confidence.extend(confidence_of(box) for box, keep in zip(here, kept, strict=True) if keep)
+            study.extend([number] * sum(kept))
+            ious.extend(value for value, keep in zip(matched, kept, strict=True) if keep)
+            found.extend(flag for box, flag in zip(truth, taken, strict=True) if _within(box, inside))
+            truth_study.extend([number] * sum(_within(box, inside) for box in truth))
     order = np.argsort(-np.array(confidence, dtype=float), kind="stable") if confidence else np.zeros(0, dtype=int)
     return Matches(
         np.array(confidence, dtype=float)[order],
@@ -172,24 +190,40 @@ def match(
     )
 
 
-def _confidence(box: Box) -> float:
+def confidence_of(box: Box) -> float:
+    """Returns a box's confidence, 1 for one that a person drew."""
     return 1.0 if box.confidence is None else box.confidence
 
 
-def _match_image(predictions: Sequence[Box], truths: Sequence[Box], iou: float) -> tuple[list[float], list[bool]]:
+def _within(box: Box, area: Area) -> bool:
+    return area[0] <= box.area <= area[1]  # both ends belong, as in pycocotools
+
+
+def _match_image(
+    predictions: Sequence[Box], truths: Sequence[Box], iou: float, scored: int
+) -> tuple[list[float], list[int], list[bool]]:
+    """Returns, for each prediction, the IoU with its truth (0 without) and the truth's place (-1), and which truths are
+    taken.
+
+    Args:
+        predictions: by falling confidence.
+        truths: the first `scored` are of the area asked for; another one is matched only when none of these can be.
+    """
     taken = [False] * len(truths)
-    matched = [0.0] * len(predictions)
+    matched, partner = [0.0] * len(predictions), [-1] * len(predictions)
     if not truths or not predictions:
-        return matched, taken
+        return matched, partner, taken
     overlap = box_iou(np.array([b.xyxy for b in predictions], float), np.array([b.xyxy for b in truths], float))
     for row in range(len(predictions)):
         best, place = min(iou, 1 - 1e-10), -1
         for column in range(len(truths)):
+            if 0 <= place < scored <= column:
+                break
             if not taken[column] and overlap[row, column] >= best:  # of equals the last, as pycocotools does
                 best, place = float(overlap[row, column]), column
         if place >= 0:
-            taken[place], matched[row] = True, best
-    return matched, taken
+            taken[place], matched[row], partner[row] = True, best, place
+    return matched, partner, taken
 
 
 def _average(hit: np.ndarray, truths: int) -> float:
@@ -235,8 +269,7 @@ def map_interval(
     """Returns the bootstrap interval of mean AP, studies resampled; undefined for a single study."""
     if len(truths) < 2:
         return Interval(float("nan"), float("nan"))
-    names = sorted({box.label for boxes in truths for box in boxes})
-    matched = [match(predictions, truths, name, iou) for name in names]
+    matched = [match(predictions, truths, name, iou) for name in labels_of(truths)]
     values = []
     for weights in resample(len(truths), resamples, seed):
         rows = [
@@ -274,6 +307,7 @@ def froc(
     images: int,
     iou: float = 0.5,
     label: str | None = None,
+    area: Area | None = None,
 ) -> Froc:
     """Traces the free-response curve.
 
@@ -282,9 +316,10 @@ def froc(
         images: how many images the studies have, those without boxes included.
         iou: threshold of a hit.
         label: one class; None pools the classes of the truths (each matched within its class).
+        area: see `average_precision`.
     """
-    names = [label] if label is not None else sorted({box.label for boxes in truths for box in boxes})
-    matched = [match(predictions, truths, name, iou) for name in names]
+    names = [label] if label is not None else labels_of(truths)
+    matched = [match(predictions, truths, name, iou, area=area) for name in names]
     confidence = np.concatenate([m.confidence for m in matched]) if matched else np.zeros(0)
     hit = np.concatenate([m.hit for m in matched]) if matched else np.zeros(0, bool)
     total = sum(len(m.found) for m in matched)
@@ -297,101 +332,27 @@ def froc(
     return Froc(rate, found, at, float(np.mean(list(at.values()))))
 
 
-@dataclass(frozen=True, slots=True)
-class DetectionTable:
-    """All that is printed of detection.
-
-    Args:
-        at: IoU threshold -> scores at 0.5 and 0.75.
-        mean: AP averaged over 0.5 to 0.95.
-        interval: of mean AP at 0.5.
-        froc: pooled over classes.
-        by_size: size -> share of the truths found at IoU 0.5 and the confidence cut, with their number.
-        case: AUC by label of a study's highest confidence against whether it has such a lesion, with intervals.
-        points: label -> rates at the confidence cut.
-        error: expected calibration error of the boxes' confidences against being a hit at IoU 0.5; NaN without boxes.
-        case_confidence, case_truth: label -> (N,) what `case` was made of.
-    """
-
-    at: dict[float, DetectionScores]
-    mean: float
-    interval: Interval
-    froc: Froc
-    by_size: dict[str, tuple[float, int]]
-    case: MeanAuc
-    points: dict[str, OperatingPoint]
-    error: float
-    case_confidence: dict[str, np.ndarray] = field(default_factory=dict)
-    case_truth: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def detection_table(
-    predictions: Sequence[Sequence[Box]],
-    truths: Sequence[Sequence[Box]],
-    images: int,
-    cut: float = 0.5,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> DetectionTable:
-    """Scores detection in every way that is printed.
-
-    Args:
-        predictions, truths: boxes of N studies.
-        images: number of images.
-        cut: confidence cut of precision, recall and the table by size.
-        resamples, seed: of the interval.
-    """
-    scores = {threshold: average_precision(predictions, truths, threshold, cut=cut) for threshold in THRESHOLDS}
-    names = sorted({box.label for boxes in truths for box in boxes})
-    confidence, present = {}, {}
-    for name in names:
-        confidence[name] = np.array(
-            [max((_confidence(b) for b in p if b.label == name), default=0.0) for p in predictions]
-        )
-        present[name] = np.array([any(b.label == name for b in t) for t in truths])
-    return DetectionTable(
-        {threshold: scores[threshold] for threshold in (0.5, 0.75)},
-        float(np.mean([s.mean_ap for s in scores.values()])),
-        map_interval(predictions, truths, 0.5, resamples, seed),
-        froc(predictions, truths, images),
-        by_size(predictions, truths, cut),
-        mean_auc(present, confidence, 1, resamples, seed),
-        {name: at_threshold(present[name], confidence[name], cut) for name in names},
-        _box_calibration(predictions, truths, names),
-        confidence,
-        present,
-    )
-
-
-def _box_calibration(
-    predictions: Sequence[Sequence[Box]], truths: Sequence[Sequence[Box]], names: Sequence[str]
-) -> float:
-    matched = [match(predictions, truths, name, 0.5) for name in names]
+def box_calibration(predictions: Sequence[Sequence[Box]], truths: Sequence[Sequence[Box]]) -> float:
+    """Returns the expected calibration error of confidences against being a hit at IoU 0.5; NaN without boxes."""
+    matched = [match(predictions, truths, name, 0.5) for name in labels_of(truths)]
     if not any(len(m.hit) for m in matched):
         return float("nan")
     return calibration_error(np.concatenate([m.hit for m in matched]), np.concatenate([m.confidence for m in matched]))
 
 
-def by_size(
-    predictions: Sequence[Sequence[Box]], truths: Sequence[Sequence[Box]], cut: float = 0.5
-) -> dict[str, tuple[float, int]]:
-    """Returns, for each size of `SIZES`, the share of its truths that are found at IoU 0.5, and their number."""
-    found: Mapping[str, list[bool]] = {name: [] for name in SIZES}
-    for mine, theirs in zip(predictions, truths, strict=True):
-        for label, image in sorted({(box.label, box.image) for box in theirs}):
-            here = [b for b in mine if (b.label, b.image) == (label, image) and _confidence(b) >= cut]
-            here.sort(key=_confidence, reverse=True)
-            truth = [b for b in theirs if (b.label, b.image) == (label, image)]
-            for box, taken in zip(truth, _match_image(here, truth, 0.5)[1], strict=True):
-                size = next(name for name, (low, high) in SIZES.items() if low <= box.area < high)
-                found[size].append(taken)
-    return {name: (float(np.mean(values)) if values else float("nan"), len(values)) for name, values in found.items()}
-
-
-def dice(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns the Dice coefficient of two masks of one shape, NaN when both are empty."""
-    first, second = np.asarray(first, bool), np.asarray(second, bool)
-    if first.shape != second.shape:
-        raise ValueError(f"masks of shapes {first.shape} and {second.shape} can't be compared")
-    total = int(first.sum() + second.sum())
-    return 2.0 * int((first & second).sum()) / total if total else float("nan")
+def found_share(
+    predictions: Sequence[Sequence[Box]],
+    truths: Sequence[Sequence[Box]],
+    area: Area | None = None,
+    cut: float = 0.5,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, Interval, int]:
+    """Returns the share of the lesions of an area that are found at IoU 0.5, its interval, and their number."""
+    sums = np.zeros((len(truths), 2))
+    for name in labels_of(truths):
+        matches = match(predictions, truths, name, 0.5, cut=cut, area=area)
+        np.add.at(sums, (matches.truth_study, 0), matches.found)
+        np.add.at(sums, (matches.truth_study, 1), 1.0)
+    value = Score("found", float(mean_of_sums(sums.sum(axis=0))), mean_of_sums(sums), sums, mean_of_sums, "found")
+    return value.value, intervals([value], resamples, seed)["found"], int(sums[:, 1].sum())

@@ -247,6 +247,7 @@ class Joined:
         systems: name -> N texts.
         records: name -> N records of the prediction files; the key "reference" holds those of the references.
         notes: what a reader of the scores should know.
+        folders: as `records`: where each file lies, for the masks that it names.
     """
 
     ids: list[str]
@@ -254,6 +255,7 @@ class Joined:
     systems: dict[str, list[str]]
     records: dict[str, list[Mapping[str, Any]]]
     notes: list[str] = field(default_factory=list)
+    folders: dict[str, Path] = field(default_factory=dict)
 
 
 def join(predictions: Mapping[str, Reports], references: Reports, allow_missing: bool = False) -> Joined:
@@ -294,6 +296,7 @@ def join(predictions: Mapping[str, Reports], references: Reports, allow_missing:
         raise InputError(f"{references.path}: no study has a reference and a prediction of every system")
     joined = Joined(ids, [references.texts[key] for key in ids], {}, {}, notes)
     joined.records["reference"] = [references.records[key] for key in ids]
+    joined.folders = {name: reports.path.parent for name, reports in {**predictions, "reference": references}.items()}
     for name, reports in predictions.items():
         joined.systems[name] = [reports.texts[maps[name][key]] for key in ids]
         joined.records[name] = [reports.records[maps[name][key]] for key in ids]

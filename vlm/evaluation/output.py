@@ -8,13 +8,14 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from vlm.evaluation.result import Comparison, Evaluation, SystemResult
+from vlm.evaluation.tables import detection_tables, label_tables, show
 
 WIDTH = 100
 MAIN = ("bleu1", "bleu2", "bleu3", "bleu4", "rougeL", "meteor", "cider")
@@ -40,11 +41,6 @@ SHORT = {
 }
 
 
-def show(value: float | None, digits: int = 3) -> str:
-    """Returns a number for a table, "undefined" for NaN."""
-    return "undefined" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
 def tables_of(result: Evaluation) -> list[tuple[str, list[str], list[list[str]]]]:
     """Returns the tables that are printed: title, header, rows of texts."""
     tables = [_scores_table(result, MAIN, "Text metrics, all studies", new=False)]
@@ -60,8 +56,8 @@ def tables_of(result: Evaluation) -> list[tuple[str, list[str], list[list[str]]]
         compared = [c for c in result.comparisons if c.new == new]
         if compared:
             tables.append(_comparison_table(compared, new))
-    tables.extend(_label_tables(result))
-    tables.extend(_detection_tables(result))
+    tables.extend(label_tables(result))
+    tables.extend(detection_tables(result))
     return [table for table in tables if table[2]]
 
 
@@ -138,75 +134,6 @@ def _comparison_table(comparisons: Sequence[Comparison], new: bool) -> tuple[str
     where = "new studies" if new else "all studies"
     title = f"Paired differences, {where} (approximate randomisation, Holm over the pairs of a metric)"
     return title, ["", "metric", "difference", "interval", "", "p (Holm)"], rows
-
-
-def _label_tables(result: Evaluation) -> Iterable[tuple[str, list[str], list[list[str]]]]:
-    titles = {
-        "finding": "By finding, read from both texts",
-        "chexpert14": "CheXpert's 14 classes, read from both texts",
-        "coded": "By label coded by people, read from the generated text",
-    }
-    for name, kinds in result.tables.items():
-        for kind, lines in kinds.items():
-            rows = [
-                [
-                    line.label[:44],
-                    show(line.precision),
-                    show(line.recall),
-                    show(line.f1),
-                    str(line.support),
-                    str(line.predicted),
-                ]
-                for line in lines
-                if line.support or line.predicted
-            ]
-            yield f"{titles[kind]}: {name}", ["", "precision", "recall", "F1", "support", "said"], rows
-    for name, aucs in result.aucs.items():
-        rows = [
-            [label[:44], show(value), f"{show(found.low)} to {show(found.high)}", str(positives)]
-            for label, (value, found, positives) in aucs.by_label.items()
-        ]
-        if rows:
-            rows.append(["mean", show(aucs.mean), f"{show(aucs.interval.low)} to {show(aucs.interval.high)}", ""])
-        yield f"AUC of the finding probabilities: {name}", ["", "AUC", "interval", "positives"], rows
-
-
-def _detection_tables(result: Evaluation) -> Iterable[tuple[str, list[str], list[list[str]]]]:
-    for name, table in result.detection.items():
-        at = table.at[0.5]
-        rows = [
-            [
-                "AP at IoU 0.5 (interval)",
-                f"{show(at.mean_ap)} ({show(table.interval.low)} to {show(table.interval.high)})",
-            ],
-            ["AP at 0.75; at 0.5:0.95", f"{show(table.at[0.75].mean_ap)}; {show(table.mean)}"],
-            ["mean IoU of matched boxes", show(at.mean_iou)],
-            ["precision, recall, F1 of boxes", f"{show(at.precision)}, {show(at.recall)}, {show(at.f1)}"],
-            ["FROC, mean sensitivity", show(table.froc.mean)],
-            ["calibration error (ECE)", show(table.error)],
-            ["boxes: predicted, true", f"{at.predictions}, {at.truths}"],
-        ]
-        rows += [[f"found, {size} lesions", f"{show(value)} of {n}"] for size, (value, n) in table.by_size.items() if n]
-        yield f"Detection: {name}", ["", ""], rows
-        lines = []
-        for label, value in at.by_class.items():
-            point = table.points[label]
-            area, found, _ = table.case.by_label.get(label, (float("nan"), None, 0))
-            span = f"{show(found.low)} to {show(found.high)}" if found is not None else ""
-            lines.append(
-                [
-                    label[:24],
-                    show(value),
-                    show(point.sensitivity),
-                    show(point.specificity),
-                    show(point.accuracy),
-                    show(point.f1),
-                    show(area),
-                    span,
-                ]
-            )
-        header = ["class", "AP 0.5", "sensitivity", "specificity", "accuracy", "F1", "AUC", "interval"]
-        yield f"By class; sensitivity to F1 by study: {name}", header, lines
 
 
 def print_tables(result: Evaluation, console: Console, verbose: bool = True) -> None:

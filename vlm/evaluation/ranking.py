@@ -9,6 +9,7 @@ Legend: N studies, R resamples.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,3 +145,11 @@ def calibration_error(truth: np.ndarray, probability: np.ndarray, bins: int = 10
     mean, share, number = reliability(truth, probability, bins)
     filled = number > 0
     return float((np.abs(mean - share)[filled] * number[filled]).sum() / number.sum()) if filled.any() else float("nan")
+
+
+def calibration_of(truth: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray]) -> float:
+    """Returns the calibration error over all (study, label) of the labels that both sides have."""
+    shared = [label for label in truth if label in scores]
+    if not shared:
+        return float("nan")
+    return calibration_error(np.concatenate([truth[n] for n in shared]), np.concatenate([scores[n] for n in shared]))

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vlm.evaluation.detection import DetectionTable
+from vlm.evaluation.detection_table import DetectionTable
 from vlm.evaluation.floors import Diversity
-from vlm.evaluation.ranking import MeanAuc
+from vlm.evaluation.masks import MaskTable
+from vlm.evaluation.ranking import MeanAuc, calibration_of
 from vlm.evaluation.resampling import Difference, Interval, Score
 
 
@@ -70,6 +71,7 @@ class Evaluation:
         signatures: metric -> what fixes its number.
         is_new: (N,) bool, reference not among the training references; None without those.
         detection: system -> boxes.
+        masks: system -> Dice.
         aucs: system -> AUC of its finding probabilities.
         probabilities: system -> (label -> (N,) truth, label -> (N,) probability), what `aucs` was made of.
         tables: system -> "finding" or "coded" -> rows by label.
@@ -85,6 +87,7 @@ class Evaluation:
     signatures: dict[str, str] = field(default_factory=dict)
     is_new: np.ndarray | None = None
     detection: dict[str, DetectionTable] = field(default_factory=dict)
+    masks: dict[str, MaskTable] = field(default_factory=dict)
     aucs: dict[str, MeanAuc] = field(default_factory=dict)
     probabilities: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = field(default_factory=dict)
     tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
@@ -122,11 +125,15 @@ class Evaluation:
             self._flat_comparison(out, comparison, alone)
         for name in self.detection:
             _flat_detection(out, "" if alone else f"{name}.", self.detection[name])
+        for name, masks in self.masks.items():
+            _flat_masks(out, "" if alone else f"{name}.", masks)
         for name, aucs in self.aucs.items():
             prefix = "" if alone else f"{name}."
             out |= {f"{prefix}auc_mean": aucs.mean, f"{prefix}auc_mean.low": aucs.interval.low}
             out |= {f"{prefix}auc_mean.high": aucs.interval.high, f"{prefix}auc_labels": len(aucs.by_label)}
-            out |= {f"{prefix}auc[{label}]": value for label, (value, _, _) in aucs.by_label.items()}
+            for label, (value, found, _) in aucs.by_label.items():
+                _flat_span(out, f"{prefix}auc[{label}]", value, found)
+            out[f"{prefix}ece"] = calibration_of(*self.probabilities[name])
         for name, kinds in self.tables.items():
             prefix = "" if alone else f"{name}."
             for kind, rows in kinds.items():
@@ -177,8 +184,32 @@ def _flat_detection(out: dict[str, Any], prefix: str, table: DetectionTable) -> 
     out |= {f"{prefix}box_precision": at.precision, f"{prefix}box_recall": at.recall, f"{prefix}box_f1": at.f1}
     out |= {f"{prefix}froc": table.froc.mean, f"{prefix}boxes": at.predictions, f"{prefix}boxes_true": at.truths}
     out |= {f"{prefix}ap50[{label}]": value for label, value in at.by_class.items()}
-    out |= {f"{prefix}found[{size}]": value for size, (value, _) in table.by_size.items()}
-    out |= {f"{prefix}lesion_auc[{label}]": value for label, (value, _, _) in table.case.by_label.items()}
+    out[f"{prefix}box_ece"] = table.error
+    out |= {f"{prefix}froc[{label}]": curve.mean for label, curve in table.froc_by_class.items()}
+    for label, point in table.points.items():
+        out |= {f"{prefix}lesion_sensitivity[{label}]": point.sensitivity}
+        out |= {f"{prefix}lesion_specificity[{label}]": point.specificity}
+        out |= {f"{prefix}lesion_accuracy[{label}]": point.accuracy, f"{prefix}lesion_f1[{label}]": point.f1}
+    for label, (value, found, _) in table.case.by_label.items():
+        _flat_span(out, f"{prefix}lesion_auc[{label}]", value, found)
+    for size, row in table.by_size.items():
+        out |= {f"{prefix}ap50[{size}]": row.ap50, f"{prefix}ap[{size}]": row.mean_ap}
+        out |= {f"{prefix}froc[{size}]": row.froc, f"{prefix}lesions[{size}]": row.lesions}
+        out |= {f"{prefix}lesion_sensitivity[{size}]": row.point.sensitivity}
+        out |= {f"{prefix}lesion_specificity[{size}]": row.point.specificity}
+        _flat_span(out, f"{prefix}found[{size}]", row.found, row.found_interval)
+        _flat_span(out, f"{prefix}lesion_auc[{size}]", row.auc, row.auc_interval)
+
+
+def _flat_masks(out: dict[str, Any], prefix: str, table: MaskTable) -> None:
+    _flat_span(out, f"{prefix}dice", table.score.value, table.interval)
+    for name, (value, found, cases) in {**table.by_class, **table.by_size}.items():
+        _flat_span(out, f"{prefix}dice[{name}]", value, found)
+        out[f"{prefix}dice_cases[{name}]"] = cases
+
+
+def _flat_span(out: dict[str, Any], key: str, value: float, found: Interval) -> None:
+    out |= {key: value, f"{key}.low": found.low, f"{key}.high": found.high}
 
 
 def _plain(value: Any) -> Any:

@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vlm.evaluation.inputs import SUFFIXES, Reports, read_reports
-from vlm.evaluation.output import show, write
+from vlm.evaluation.output import write
 from vlm.evaluation.resampling import Interval, interval_of, mean_score, ratio, resample
 from vlm.evaluation.resampling import intervals as score_intervals
+from vlm.evaluation.tables import show
 from vlm.types import InputError
 
 ASPECTS = ("accuracy", "completeness", "style")

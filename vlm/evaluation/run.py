@@ -15,8 +15,9 @@ import numpy as np
 
 from vlm.evaluation import floors, structured
 from vlm.evaluation.baselines import Settings, Work, add_constant, add_neighbours, floor_name
-from vlm.evaluation.detection import detection_table
+from vlm.evaluation.detection_table import detection_table
 from vlm.evaluation.inputs import Joined, Reports
+from vlm.evaluation.masks import has_masks, mask_table
 from vlm.evaluation.ranking import mean_auc
 from vlm.evaluation.resampling import Score, bootstrap, compare, holm, intervals, subset
 from vlm.evaluation.result import Comparison, Evaluation, SystemResult
@@ -81,7 +82,7 @@ def evaluate_reports(
 
 
 def _score_structured(work: Work, result: Evaluation) -> None:
-    """Scores boxes and finding probabilities where the files hold them."""
+    """Scores boxes, masks and finding probabilities where the files hold them."""
     settings, records = work.settings, work.joined.records
     truths = structured.boxes_of(records["reference"])
     for name in work.joined.systems:
@@ -91,6 +92,10 @@ def _score_structured(work: Work, result: Evaluation) -> None:
             result.detection[name] = detection_table(
                 boxes, truths, images, resamples=max(settings.resamples, 2), seed=settings.seed
             )
+        if has_masks(records["reference"]) and has_masks(records[name]):
+            folders = work.joined.folders[name], work.joined.folders["reference"]
+            table = mask_table(records[name], records["reference"], folders, max(settings.resamples, 2), settings.seed)
+            result.masks[name] = table
         probabilities = structured.probabilities_of(records[name])
         if not probabilities or work.reader is None:
             continue

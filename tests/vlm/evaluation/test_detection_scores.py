@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from vlm.evaluation.detection import (
+    SIZES,
     THRESHOLDS,
     average_precision,
     box_iou,
-    by_size,
-    detection_table,
-    dice,
     froc,
     map_interval,
 )
+from vlm.evaluation.detection_table import detection_table
 from vlm.evaluation.ranking import at_threshold, auc, calibration_error, mean_auc, precision_recall, roc_curve
 from vlm.types import Box
 
@@ -75,6 +76,9 @@ def test_ap_equals_torchmetrics_which_runs_pycocotools(seed: int) -> None:
     assert average_precision(predictions, truths, 0.75).mean_ap == pytest.approx(expected["map_75"], abs=1e-6)
     all_thresholds = np.mean([average_precision(predictions, truths, t).mean_ap for t in THRESHOLDS])
     assert all_thresholds == pytest.approx(expected["map"], abs=1e-6)
+    for size in ("small", "medium"):
+        values = [average_precision(predictions, truths, t, area=SIZES[size]).mean_ap for t in THRESHOLDS]
+        assert np.mean(values) == pytest.approx(expected[f"map_{size}"], abs=1e-6)
 
 
 def test_a_perfect_detector_scores_one_and_none_scores_zero() -> None:
@@ -119,11 +123,24 @@ def test_interval_holds_the_value_and_needs_two_studies() -> None:
     assert np.isnan(map_interval(predictions[:1], truths[:1]).low)
 
 
-def test_by_size_counts_every_truth() -> None:
-    predictions, truths = scene(2)
-    table = by_size(predictions, truths)
-    assert sum(number for _, number in table.values()) == sum(len(t) for t in truths)
-    assert repr(detection_table(predictions, truths, 25, resamples=50).by_size) == repr(table)
+def test_by_size_and_class_by_hand() -> None:
+    small, large = Box((0, 0, 10, 10), "nodule"), Box((0, 0, 200, 200), "mass")
+    truths = [[small], [large], [small, large], []]
+    predictions = [
+        [replace(small, confidence=0.9)],
+        [replace(large, confidence=0.4)],  # below the cut
+        [replace(large, confidence=0.8), replace(small, xyxy=(50, 50, 60, 60), confidence=0.7)],
+        [replace(small, confidence=0.6)],
+    ]
+    table = detection_table(predictions, truths, 4, resamples=50)
+    assert list(table.by_size) == ["small", "large"]
+    few, many = table.by_size["small"], table.by_size["large"]
+    assert (few.lesions, few.found, many.lesions, many.found) == (2, 0.5, 2, 0.5)
+    assert (few.point.sensitivity, few.point.specificity) == (1.0, 0.0)  # by study: the one without lesions is called
+    assert (few.auc, many.auc) == (1.0, 0.5)  # the large lesions score 0.4 and 0.8 against 0.6
+    assert many.ap50 == pytest.approx(1.0)  # a box of another size is no false positive
+    assert table.froc_by_class["mass"].at[0.125] == 1.0
+    assert table.points["nodule"].specificity == 0.5
 
 
 def test_auc_equals_scikit_learn_with_ties_and_weights() -> None:
@@ -165,12 +182,3 @@ def test_operating_point_and_calibration_by_hand() -> None:
     )
     assert calibration_error(np.array([True, False]), np.array([0.95, 0.05])) == pytest.approx(0.05)
     assert calibration_error(np.ones(10, bool), np.full(10, 0.5)) == pytest.approx(0.5)
-
-
-def test_dice_by_hand_and_its_error() -> None:
-    first, second = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
-    first[:2], second[1:3] = True, True
-    assert dice(first, second) == pytest.approx(0.5)
-    assert np.isnan(dice(first & False, second & False))
-    with pytest.raises(ValueError, match="shapes"):
-        dice(first, second[:2])
