@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlm.cli.prepare import prepare
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from vlm.data.validate import Validation
 
-app = typer.Typer(no_args_is_help=True, help="Data sets: layouts, checks, the phantom.")
+app = typer.Typer(no_args_is_help=True, help="Data sets: layouts, checks, preparation, the phantom.")
+app.command()(prepare)
 
 FormatOption = Annotated[str, typer.Option("--format", help="Layout by name (vlm data formats); auto tells it.")]
 

@@ -69,7 +69,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         InputError: a line that is not a JSON object, named by its number.
     """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -81,6 +81,23 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(record, dict):
             raise InputError(f"{path}: line {number} is a {type(record).__name__}, a JSON object is expected")
         yield number, record
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text one at a time: lists of a million studies do not fit into memory as one text."""
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as stream:
+            for number, line in enumerate(stream, start=1):  # noqa: B007
+                yield line
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, a file is expected") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text (after line {number}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
 
 
 def read_table(path: Path, columns: Iterable[str] = ()) -> list[dict[str, str]]:

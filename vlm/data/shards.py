@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,38 +26,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm.data.images import check_image, load_image
 from vlm.data.layouts.tabular import as_record
-from vlm.data.views import choose_views
 from vlm.data.windows import MODEL_CT_WINDOW, apply_window, window_of
-from vlm.types import Box, Finding, InputError, Modality, Study, StudyImage
+from vlm.types import InputError, Study, StudyImage
 
 MARK = b"radscribe"
 HU_WINDOW = (1023.5, 4095.0)
 """Centre and width that hold every 12-bit CT value: -1024 to 3071 HU."""
 GROUP = 32  # studies a row group: what is decompressed at once for one image
 CACHE_BYTES = 512 << 20
-_WHOLE = 65535
-_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-
-
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How pixels are kept.
-
-    Args:
-        size: images are scaled down to this longest side, never up.
-        bits: 8 or 16 a pixel.
-        hu: CT in Hounsfield units is kept in 16 bit without a window.
-        views: most images of a study; more are thinned as training would.
-        window: of CT, as `vlm.data.windows.window_of` takes it; None for the model's.
-    """
-
-    size: int = 512
-    bits: int = 8
-    hu: bool = False
-    views: int = 16
-    window: str | None = None
+WHOLE = 65535
+"""White in 16 bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,89 +48,6 @@ class Packed:
     hu: tuple[bool, ...]
 
 
-def pack(study: Study, packing: Packing) -> Packed:
-    """Decodes a study's images and packs them.
-
-    Raises:
-        InputError: no image, or one that cannot be read or shows nothing.
-    """
-    chosen = choose_views(study.images, packing.views)
-    if not chosen:
-        raise InputError("has no image")
-    images, data, kept_hu, ratios = [], [], [], []
-    for index in chosen:
-        image, in_hu = _load(study.images[index], packing)
-        assert image.pixels is not None
-        pixels = image.pixels
-        check_image(pixels, image.path.name if image.path else study.id)
-        small = shrink(pixels, packing.size)
-        ratios.append((small.shape[1] / pixels.shape[1], small.shape[0] / pixels.shape[0]))
-        data.append(encode(small, 16 if in_hu else packing.bits))
-        kept_hu.append(in_hu)
-        images.append(_described(image, ratios[-1]))
-    boxes, findings = _kept(study, chosen, ratios)
-    return Packed(replace(study, images=images, boxes=boxes, findings=findings), tuple(data), tuple(kept_hu))
-
-
-def _load(image: StudyImage, packing: Packing) -> tuple[StudyImage, bool]:
-    """The image with pixels, and whether they stand for Hounsfield units."""
-    ct = image.modality is Modality.CT or image.modality is None
-    measured = image.path is not None and not image.path.name.lower().endswith(_PICTURES)
-    if packing.hu and ct and measured:
-        read = load_image(replace(image, window=HU_WINDOW))
-        if read.modality is Modality.CT:
-            return replace(read, window=image.window), True
-    wanted = image.window if packing.window is None else window_of(packing.window)
-    return load_image(replace(image, window=wanted if ct else image.window)), False
-
-
-def _described(image: StudyImage, ratio: tuple[float, float]) -> StudyImage:
-    spacing = image.spacing_mm
-    scaled = None if spacing is None else (spacing[0] / ratio[1], spacing[1] / ratio[0])
-    return StudyImage(view=image.view, modality=image.modality, spacing_mm=scaled)
-
-
-def _kept(
-    study: Study, chosen: Sequence[int], ratios: Sequence[tuple[float, float]]
-) -> tuple[tuple[Box, ...] | None, tuple[Finding, ...] | None]:
-    """Boxes and findings of the images that are kept; indices follow."""
-    if study.boxes is None:
-        return None, study.findings
-    boxes, place = [], {}
-    for number, box in enumerate(study.boxes):
-        if box.image not in chosen:
-            continue
-        slot = chosen.index(box.image)
-        x, y = ratios[slot]
-        x1, y1, x2, y2 = box.xyxy
-        place[number] = len(boxes)
-        boxes.append(replace(box, xyxy=(x1 * x, y1 * y, x2 * x, y2 * y), image=slot))
-    if study.findings is None:
-        return tuple(boxes), None
-    moved = [replace(f, boxes=tuple(place[b] for b in f.boxes if b in place)) for f in study.findings]
-    return tuple(boxes), tuple(moved)
-
-
-def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) float32 -> longest side at most `size`, by area averaging; as `letterbox` scales, so nothing is lost
-    where the model's image size is the same."""
-    height, width = pixels.shape
-    scale = size / max(height, width)
-    if scale >= 1:
-        return pixels
-    inner = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(pixels, inner, interpolation=cv2.INTER_AREA)
-
-
-def encode(pixels: np.ndarray, bits: int) -> bytes:
-    """(H, W) float32 in [0, 1] -> PNG of 8 or 16 bit grey."""
-    grey = np.round(pixels * (255 if bits == 8 else _WHOLE)).astype(np.uint8 if bits == 8 else np.uint16)
-    done, data = cv2.imencode(".png", grey)
-    if not done:
-        raise InputError(f"image of {pixels.shape[1]}x{pixels.shape[0]} pixels cannot be written as PNG")
-    return data.tobytes()
-
-
 def decode(data: bytes, in_hu: bool, window: tuple[float, float] | str | None, name: str) -> np.ndarray:
     """PNG -> (H, W) float32 in [0, 1].
 
@@ -161,8 +57,8 @@ def decode(data: bytes, in_hu: bool, window: tuple[float, float] | str | None, n
     grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if grey is None or grey.ndim != 2:
         raise InputError(f"{name}: an image in it is broken; prepare the set again")
-    pixels = grey.astype(np.float32)
-    pixels /= np.float32(255 if grey.dtype == np.uint8 else _WHOLE)
+    # As `images.to_unit` scales: prepared or not, the same picture has the same bits.
+    pixels = grey * np.float32(1 / (255 if grey.dtype == np.uint8 else WHOLE))
     if not in_hu:
         return pixels
     low = HU_WINDOW[0] - HU_WINDOW[1] / 2
@@ -172,24 +68,26 @@ def decode(data: bytes, in_hu: bool, window: tuple[float, float] | str | None, n
 
 
 def schema() -> pa.Schema:
-    """Of a shard; holds what `datasets` needs to decode the images."""
+    """Of a shard; holds what `datasets` needs to decode the images. Made once: that library takes seconds to load."""
     from datasets import Features, Image, List, Value
 
     texts = {name: Value("string") for name in ("id", "patient", "split", "source", "record")}
     return Features({**texts, "images": List(Image()), "hu": List(Value("bool"))}).arrow_schema
 
 
-def write_shard(path: Path, root: Path, packed: Iterable[Packed], mark: Callable[[], dict[str, Any]]) -> None:
+def write_shard(
+    path: Path, root: Path, form: pa.Schema, packed: Iterable[Packed], mark: Callable[[], dict[str, Any]]
+) -> None:
     """Writes a shard, whole or not at all.
 
     Args:
-        path: of the shard, below `root`. packed: studies, taken one at a time.
+        path: of the shard, below `root`. form: `schema()`. packed: studies, taken one at a time.
         mark: what is kept in its footer, asked once all studies were taken.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _writer(temporary) as writer:
+        with _writer(temporary, form) as writer:
             rows: list[dict[str, Any]] = []
             number = 0
             for item in packed:
@@ -208,9 +106,9 @@ def write_shard(path: Path, root: Path, packed: Iterable[Packed], mark: Callable
         raise
 
 
-def _writer(path: Path) -> pq.ParquetWriter:
+def _writer(path: Path, form: pa.Schema) -> pq.ParquetWriter:
     texts = ["id", "patient", "split", "source"]
-    return pq.ParquetWriter(path, schema(), compression="snappy", use_dictionary=texts, write_statistics=texts)
+    return pq.ParquetWriter(path, form, compression="snappy", use_dictionary=texts, write_statistics=texts)
 
 
 def _row(study: Study, packed: Packed, root: Path) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from vlm.data.layouts.medpix import is_medpix, read_medpix
 from vlm.data.layouts.openi import read_openi, read_r2gen
 from vlm.data.layouts.slake import is_slake, read_slake
 from vlm.data.layouts.tabular import is_list, read_list
+from vlm.data.prepared import is_prepared, read_prepared
+from vlm.data.slices import Score, SliceRule, keep_slices
 from vlm.types import InputError, Study
 
 HEAD = 1 << 16
@@ -33,6 +35,7 @@ class Layout:
         detect: whether a path looks like this layout; reads no more than names and the head of one file.
         summary: one line for people.
         example: what the tree looks like.
+        slices: which slices of a volume are kept when nothing else is asked for (`vlm.data.slices`).
     """
 
     name: str
@@ -40,15 +43,20 @@ class Layout:
     detect: Callable[[Path], bool]
     summary: str
     example: str
+    slices: str = "uniform:8"
 
 
-def read_studies(path: Path, format: str = "auto", split: str | None = None) -> list[Study]:
+def read_studies(
+    path: Path, format: str = "auto", split: str | None = None, slices: str | None = None, score: Score | None = None
+) -> list[Study]:
     """Reads a data set, a folder or a file as studies; pixels stay on disk until `load_image`.
 
     Args:
         path: file or folder.
         format: name in `FORMATS`; "auto" to tell it from the path.
         split: keep this split only, "train", "val", "test" or what the data set calls its own.
+        slices: which slices of volumes are kept, such as "mls:8" (`vlm.data.slices`); None for the layout's own choice.
+        score: for "mls", what ranks slices; None for a guess from the picture.
 
     Returns:
         Studies in the data set's order.
@@ -58,17 +66,18 @@ def read_studies(path: Path, format: str = "auto", split: str | None = None) -> 
     """
     path = Path(path)
     layout = layout_of(path, format)
+    rule = SliceRule.parse(slices or layout.slices)
     studies = layout.read(path)
     if not studies:
         raise InputError(f"{path}: holds no study with an image (read as {layout.name!r})")
     if split is None:
-        return studies
+        return [keep_slices(s, rule, score) for s in studies]
     chosen = [s for s in studies if s.split == split]
     if not chosen:
         there = Counter(s.split or "without a split" for s in studies)
         listed = ", ".join(f"{name} ({n})" for name, n in there.most_common(8))
         raise InputError(f"{path}: has no study in split {split!r}; it has {listed}")
-    return chosen
+    return [keep_slices(s, rule, score) for s in chosen]
 
 
 def layout_of(path: Path, format: str = "auto") -> Layout:
@@ -111,6 +120,13 @@ def _is_r2gen(path: Path) -> bool:
 FORMATS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
+        Layout(
+            "prepared",
+            read_prepared,
+            is_prepared,
+            "what vlm data prepare writes: shards with decoded images, or an index of a list",
+            "openi-512/\n  prepared.json  index.parquet  data/train-00000-of-00009.parquet",
+        ),
         Layout(
             "openi",
             read_openi,
