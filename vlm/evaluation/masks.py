@@ -171,7 +171,7 @@ def decode_rle(rle: Any) -> np.ndarray:
 
 
 def _uncompress(text: str) -> list[int]:
-    """Decodes letters of five bits and a mark to go on; from the fourth run on they are the step from two runs before."""
+    """Decodes letters of five bits and a mark to go on; from the fourth run on, steps from two runs before."""
     runs: list[int] = []
     place = 0
     while place < len(text):
