@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from vlm.checkpoint import SHIPPED
 from vlm.models.bridge import Bridge
-from vlm.models.findings import ConceptAlignment, FindingHead, FindingQueries, KnowledgeGate
+from vlm.models.findings import FUSIONS, ConceptAlignment, FindingHead, FindingQueries, KnowledgeGate
 from vlm.models.graph import GraphEncoder
 
 
@@ -120,3 +122,63 @@ def test_alignment_prefers_the_matching_text() -> None:
     logits = alignment(torch.eye(6)[None, :3])
     assert logits.shape == (1, 3, 6)
     assert logits[0].argmax(-1).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", sorted(FUSIONS))
+def test_every_fusion_starts_from_the_evidence_and_learns(name: str) -> None:
+    torch.manual_seed(0)
+    fusion = FUSIONS[name](5, 16)
+    evidence, nodes = torch.randn(2, 5, 16), torch.randn(5, 16)
+    tokens, gate, neighbours = fusion(evidence, nodes)
+    torch.testing.assert_close(tokens, evidence)
+    assert gate.shape == (2, 5)
+    torch.testing.assert_close(neighbours.sum(-1), torch.ones(neighbours.shape[:-1]))
+    optimizer = torch.optim.SGD(fusion.parameters(), lr=0.1)
+    wanted = evidence.flip(1)  # what another finding has seen: only fusion can bring it
+    losses = []
+    for _ in range(30):
+        loss = (fusion(evidence, nodes)[0] - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.98 * losses[0]
+
+
+def test_whom_a_finding_hears_depends_on_the_study_in_attention_alone() -> None:
+    torch.manual_seed(0)
+    evidence, nodes = torch.randn(2, 5, 16), torch.randn(5, 16)
+    assert FUSIONS["gate"](5, 16)(evidence, nodes)[2].shape == (5, 5)
+    assert FUSIONS["concatenate"](5, 16)(evidence, nodes)[2].shape == (5, 5)
+    neighbours = FUSIONS["attention"](5, 16)(evidence, nodes)[2]
+    assert neighbours.shape == (2, 5, 5)
+    assert not torch.allclose(neighbours[0], neighbours[1])
+
+
+def test_parameters_of_the_fusions_differ_as_they_should() -> None:
+    dim, labels = 16, 5
+    shared = 4 * (dim * dim + dim) + 2 * dim  # query, key, message, node and the message's norm
+    own = {"concatenate": 2 * dim * dim + dim, "attention": 2 * dim + dim * dim + dim, "gate": labels + 2 * dim}
+    counts = {name: sum(p.numel() for p in fusion(labels, dim).parameters()) for name, fusion in FUSIONS.items()}
+    assert counts == {name: shared + value for name, value in own.items()}
+
+
+def test_the_shipped_gate_is_the_formula() -> None:
+    state = load_file(SHIPPED / "model.safetensors")
+    own = {n.removeprefix("gate."): t.float() for n, t in state.items() if n.startswith("gate.")}
+    labels, dim = own["bias"].shape[0], own["node.bias"].shape[0]
+    gate = FUSIONS["gate"](labels, dim)
+    gate.load_state_dict(own)
+    torch.manual_seed(0)
+    evidence, nodes = torch.randn(2, labels, dim), torch.randn(labels, dim)
+    query, key = (nodes @ own[f"{n}.weight"].T + own[f"{n}.bias"] for n in ("query", "key"))
+    likeness = (query @ key.T / dim**0.5).fill_diagonal_(float("-inf"))
+    normed = torch.nn.functional.layer_norm(evidence, (dim,), own["message.0.weight"], own["message.0.bias"])
+    told = likeness.softmax(-1) @ (normed @ own["message.1.weight"].T + own["message.1.bias"])
+    told = told + nodes @ own["node.weight"].T + own["node.bias"]
+    value = torch.tanh(own["bias"] + (torch.cat([evidence, told], -1) @ own["weight.weight"].T)[..., 0])
+    with torch.no_grad():
+        tokens, found, _ = gate(evidence, nodes)
+    torch.testing.assert_close(found, value)
+    torch.testing.assert_close(tokens, evidence + value[..., None] * told, rtol=1e-4, atol=1e-4)
+    assert value.abs().max() > 0.05  # it has learnt something
