@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from scipy.stats import t as student
 
@@ -42,6 +43,7 @@ from vlm.assembly import starting_point
 from vlm.checkpoint import Checkpoint
 from vlm.cli.progress import calm_libraries
 from vlm.config import Config, lay_over, load_config
+from vlm.data.batches import Collator, bucketed, move
 from vlm.data.examples import ExampleBuilder
 from vlm.evaluation.baselines import Settings
 from vlm.evaluation.detection import average_precision
@@ -49,12 +51,13 @@ from vlm.evaluation.inputs import Reports, join
 from vlm.evaluation.run import evaluate_reports
 from vlm.optimization import select_parameters
 from vlm.pipeline import FailedStudy, GenerationSettings, Pipeline
-from vlm.training import train
+from vlm.training import autocast_dtype, train
 from vlm.training_data import Shared, open_set
 from vlm.types import InputError
 from vlm.validation import Validator, best_f1_cut, calibrate_boxes, mean_auc
 
 console = Console()
+err = Console(stderr=True)
 
 WITHOUT: dict[str, dict[str, Any]] = {
     "knowledge": {
@@ -137,29 +140,55 @@ def run_unit(config: Config, out: Path, shared: Shared) -> dict[str, float]:
         for group in select_parameters(checkpoint.model, stage, config.model.vision.frozen_stages).values()
         for p in group
     }
+    builder = make_builder(checkpoint)
+    prepare(checkpoint, builder, shared)
     before = reset_peak()
-    begun, reading = time.process_time(), shared.seconds
+    begun, reading, clock = time.process_time(), shared.seconds, time.monotonic()
     train(checkpoint, out, shared=shared)
     seconds = time.process_time() - begun - (shared.seconds - reading)
     metrics = {
         "memory_gib": peak_gib() - before,
+        "wall_minutes": (time.monotonic() - clock) / 60,
         "core_minutes": math.nan if resumed else seconds / 60,
         "million_trained": sum(trained.values()) / 1e6,
     }
-    metrics |= measure(checkpoint, out, shared)
+    metrics |= measure(checkpoint, builder, out, shared)
     write_json(done, {"config": digest, "metrics": {k: round(v, 5) for k, v in metrics.items()}})
     for name in ("state", "best"):
         shutil.rmtree(out / name, ignore_errors=True)
     return metrics
 
 
-def measure(checkpoint: Checkpoint, out: Path, shared: Shared) -> dict[str, float]:
-    """Findings, boxes and texts of a trained model on validation."""
+def make_builder(checkpoint: Checkpoint) -> ExampleBuilder:
+    """What turns studies into examples, as training makes it."""
     config = checkpoint.config
-    builder = ExampleBuilder(
+    return ExampleBuilder(
         config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
         config.training.loss.concept_weight, view=config.model.knowledge.view,
     )  # fmt: skip
+
+
+def prepare(checkpoint: Checkpoint, builder: ExampleBuilder, shared: Shared) -> None:
+    """Reads the data and computes the maps that runs share, so that no run pays for it in time or memory."""
+    config, model = checkpoint.config, checkpoint.model.eval()
+    train_set = [e for s in config.data.train for e in shared.load(s, builder, True)]
+    validation = [e for s in config.data.validation for e in shared.load(s, builder, True)]
+    if config.data.augment or any("vision" in stage.train for stage in config.training.stages):
+        return
+    device = next(model.parameters()).device
+    for dtype, examples in (
+        (autocast_dtype(config.training.dtype, device), train_set + validation),
+        (None, validation),
+    ):
+        maps = shared.maps_of(dtype, model.vision)
+        missing = [e for e in {e.id: e for e in examples}.values() if e.id not in maps.store]
+        for indices in track(list(bucketed(missing, 16, None)), description="maps", console=err, transient=True):
+            maps.attach(model, move(Collator(builder)([missing[i] for i in indices]), device))
+
+
+def measure(checkpoint: Checkpoint, builder: ExampleBuilder, out: Path, shared: Shared) -> dict[str, float]:
+    """Findings, boxes and texts of a trained model on validation."""
+    config = checkpoint.config
     sets = [shared.load(s, builder, False) for s in config.data.validation]
     everything = Validator(builder, [e for s in sets for e in s], config, None)
     first = Validator(builder, sets[0], config, None)
