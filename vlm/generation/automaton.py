@@ -42,6 +42,7 @@ class Automaton:
     Args:
         classes: (257,) int64, class of a byte; of 256 (padding) the last.
         moves: (S, C) int32, next state.
+        jumps: (S * C,) int64, C times the next state, so that a step is one look-up at `jump + class`.
         fails: (S,) state of the longest other suffix that is a term's beginning.
         ends: state at the end of each term.
         levels: states by length of their text, from length 1 on.
@@ -51,6 +52,7 @@ class Automaton:
 
     classes: np.ndarray
     moves: np.ndarray
+    jumps: np.ndarray
     fails: np.ndarray
     ends: tuple[int, ...]
     levels: tuple[np.ndarray, ...]
@@ -83,7 +85,8 @@ def build(terms: Sequence[bytes]) -> Automaton:
             moves[parents[children - FIRST_NODE], last_class[children - FIRST_NODE]] = children
     moves[:, spare] = np.arange(states)
     after_space = np.concatenate([[True, False, False], last == 32])
-    return Automaton(classes, moves, fails, ends, levels, nodes, after_space)
+    jumps = moves.astype(np.int64).ravel() * width
+    return Automaton(classes, moves, jumps, fails, ends, levels, nodes, after_space)
 
 
 def _trie(

@@ -11,15 +11,16 @@ tokens.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from vlm.generation.automaton import Automaton, build, fold, is_word
-from vlm.generation.constraints import Constraints, TermSet
+from vlm.generation.constraints import RULES, Constraints, TermSet
 from vlm.generation.negation import (
     CLOSE,
     FORBIDDEN,
@@ -31,7 +32,9 @@ from vlm.generation.negation import (
     Negation,
     compile_negation,
 )
+from vlm.generation.structure import Frame, compile_template
 from vlm.generation.tokens import TokenTable
+from vlm.generation.vocabulary import Halves, compile_vocabulary
 from vlm.types import InputError
 
 FAR = 10_000
@@ -52,6 +55,7 @@ class CompiledConstraints:
         inside: (S,) int64, bits of the sets of which a term is at least three letters under way.
         names: names of the sets, by bit: hard ones that must appear, soft ones that must, soft ones that must not.
         hard: how many of them are hard.
+        must: how many of them must appear, hard or soft.
         weights: (Q,) float64, added to the score once the set's bit is set; 0 for hard ones.
         asserted: bits that count in an assertion only.
         begin: tokens that begin a term, (token, bits): inside a sentence without and with white space before it, then
@@ -63,6 +67,9 @@ class CompiledConstraints:
         to_deny: (A,) int64, tokens that a denial still takes in each state of the negation automaton.
         stop_token: writes a full stop; None when the tokenizer has none.
         left_out: hard sets that don't fit into the length.
+        frame: the template; None for none.
+        halves: the vocabulary; None for none.
+        rules: hard rules, and weight by soft rule.
     """
 
     source: Constraints
@@ -74,6 +81,7 @@ class CompiledConstraints:
     inside: np.ndarray
     names: tuple[str, ...]
     hard: int
+    must: int
     weights: np.ndarray
     asserted: int
     begin: tuple[tuple[tuple[int, int], ...], ...]
@@ -83,6 +91,9 @@ class CompiledConstraints:
     to_deny: np.ndarray
     stop_token: int | None
     left_out: tuple[str, ...]
+    frame: Frame | None = None
+    halves: Halves | None = None
+    rules: tuple[frozenset[str], Mapping[str, float]] = (frozenset(), MappingProxyType({}))
 
 
 def build_for(terms: Iterable[str], negation: Negation) -> Automaton:
@@ -123,7 +134,13 @@ def compile_constraints(
         entry.name: (_cost(spellings[entry.name], table, b" "), _cost(spellings[entry.name], table, b""))
         for entry in hard
     }
-    hard, left_out = _fitting(hard, costs, max_new_tokens, strict)
+    frame = compile_template(constraints.layout, table) if constraints.layout else None
+    framing = int(frame.need[frame.start]) if frame is not None and "template" not in constraints.weights else 0
+    if framing > max_new_tokens:
+        raise InputError(
+            f"the template takes {framing} tokens and max_new_tokens is {max_new_tokens}: raise it or shorten the text"
+        )
+    hard, left_out = _fitting(hard, costs, max_new_tokens - framing, strict)
     soft_not = [entry for entry in constraints.must_not_assert if entry.weight is not None]
     sets = [*hard, *soft, *soft_not]
     negation = constraints.negation
@@ -136,7 +153,8 @@ def compile_constraints(
     for bit, entry in enumerate(sets):
         event = REQUIRED if bit < len(hard) and entry.asserted else 0
         groups.append((spellings[entry.name] if bit < len(hard) else _terms(entry), event, 1 << bit))
-    terms = automaton or build([term for group, _, _ in groups for term in group])
+    lexicon = sorted({_trim(term) for term in constraints.vocabulary})
+    terms = automaton or build([*lexicon, *(term for group, _, _ in groups for term in group)])
     events, meets = _meanings(terms, groups)
     forcing = {bit: spellings[entry.name] for bit, entry in enumerate(hard)}
     rest, carry_on, inside = _ways(terms, forcing, table)
@@ -156,6 +174,7 @@ def compile_constraints(
         inside=inside,
         names=tuple(entry.name for entry in sets),
         hard=len(hard),
+        must=len(hard) + len(soft),
         weights=np.array(weights, dtype=np.float64),
         asserted=sum(1 << bit for bit, entry in enumerate(sets) if entry.asserted or bit >= len(hard) + len(soft)),
         begin=tuple(_beginnings(forcing, table, lead, first) for first in (False, True) for lead in (b" ", b"")),
@@ -165,7 +184,25 @@ def compile_constraints(
         to_deny=_to_deny(assertion, table),
         stop_token=stop,
         left_out=left_out,
+        frame=frame,
+        halves=compile_vocabulary(lexicon, terms, table) if lexicon else None,
+        rules=_rules(constraints),
     )
+
+
+def _rules(constraints: Constraints) -> tuple[frozenset[str], Mapping[str, float]]:
+    """Rules that bind, and those that only weigh."""
+    least, most = constraints.sentences
+    asked = {
+        "template": bool(constraints.layout),
+        "sentences": least > 0 or most is not None,
+        "vocabulary": bool(constraints.vocabulary),
+        "order": constraints.in_order,
+        "repeat_sentences": not constraints.repeat_sentences,
+    }
+    names = [rule for rule in RULES if asked[rule]]
+    soft = {rule: constraints.weights[rule] for rule in names if rule in constraints.weights}
+    return frozenset(names) - frozenset(soft), soft
 
 
 @lru_cache(maxsize=65536)

@@ -79,6 +79,7 @@ class Statement:
         verdict: 1 supported, 0 nothing measured, -1 contradicted.
         confidence: probability that the statement is right; None when the label has no probability.
         boxes: the boxes that it rests on.
+        swapped: it is said to be present on a side where no box of it lies.
     """
 
     label: str
@@ -86,6 +87,7 @@ class Statement:
     verdict: int
     confidence: float | None
     boxes: tuple[int, ...]
+    swapped: bool = False
 
 
 class Structurer:
@@ -139,7 +141,7 @@ class Structurer:
                 certainty, probability, bool(evidence.boxes_of(label, mention.side)), evidence.cut(label)
             )
             verdict = -1 if swapped else verdict
-            judged.append(Statement(label, certainty, verdict, _confidence(certainty, probability), boxes))
+            judged.append(Statement(label, certainty, verdict, _confidence(certainty, probability), boxes, swapped))
         return judged
 
     def _losers(self, said: list[tuple[Mention, int]], rows: list[tuple[Sentence, tuple[Statement, ...]]]) -> set[int]:

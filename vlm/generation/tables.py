@@ -17,12 +17,22 @@ from torch import Tensor
 
 from vlm.generation.automaton import AFTER_SPACE, fold, is_word
 from vlm.generation.compiling import CompiledConstraints
-from vlm.generation.negation import BROKEN, FORBIDDEN, PADDING, PLAIN, SPACE, STOP, UNDENIED
+from vlm.generation.negation import BROKEN, FIRST_DENIAL, FORBIDDEN, PADDING, PLAIN, SPACE, STOP, UNDENIED
+from vlm.generation.constraints import RULES
 from vlm.generation.settings import BeamSettings
+from vlm.generation.structure import LOST, fillers, sentence_table
 from vlm.types import InputError
 
 PRIME = 1_099_511_628_211
 """Multiplier of the rolling hash of a sentence's letters and digits (FNV's prime; sums wrap at 64 bits)."""
+
+RULE_BITS = {rule: 57 + place for place, rule in enumerate(RULES)}
+"""Bits of the rules beside those of sets; 62 stands for a forbidden assertion."""
+
+ASSERTED = 62
+
+MOST_SENTENCES = 1 << 30
+"""Where there is no most."""
 
 
 class ConstraintTables:
@@ -52,14 +62,13 @@ class ConstraintTables:
         self._stack_terms(distinct)
         self._stack_assertion(distinct)
         self._stack_tokens(table.matrix, settings)
+        self._stack_rules(distinct)
         self._stack_ways(distinct)
-        self.no_repeat = torch.tensor(
-            [entry is not None and not entry.source.repeat_sentences for entry in constraints], device=device
-        )
-        self.remembers = bool(self.no_repeat.any())
+        self.remembers = any("repeat_sentences" in rules for entry in distinct for rules in entry.rules)
         self.has_sets = any(entry.names for entry in distinct)
         self.forbids = bool((self.events & (FORBIDDEN | UNDENIED)).any())
-        self.has_soft = any(entry.weights.any() for entry in distinct)
+        self.undenied = bool((self.events & UNDENIED).any())
+        self.has_soft = any(entry.weights.any() or entry.rules[1] for entry in distinct)
 
     def _tensor(self, array: Any, dtype: torch.dtype = torch.long) -> Tensor:
         return torch.as_tensor(np.asarray(array)).to(self.device, dtype)
@@ -71,14 +80,20 @@ class ConstraintTables:
         self.term_width = max(automaton.moves.shape[1] for automaton in automata)
         offsets = np.concatenate([[0], np.cumsum([len(automaton.moves) for automaton in automata])])
         place = {id(automaton): number for number, automaton in enumerate(automata)}
-        moves = np.zeros((int(offsets[-1]), self.term_width), dtype=np.int32)
-        for automaton, offset in zip(automata, offsets, strict=False):
-            size, width = automaton.moves.shape
-            moves[offset : offset + size, :width] = automaton.moves + offset
+        if len(automata) == 1:
+            jumps = automata[0].jumps
+        else:
+            moves = np.zeros((int(offsets[-1]), self.term_width), dtype=np.int64)
+            for automaton, offset in zip(automata, offsets, strict=False):
+                size, width = automaton.moves.shape
+                moves[offset : offset + size, :width] = automaton.moves + offset
+            jumps = moves.ravel() * self.term_width
         own = np.array([place[id(entry.terms)] for entry in distinct])
+        self.longest_need = 0
         self.meaning_offsets = np.concatenate([[0], np.cumsum([len(entry.events) for entry in distinct])])
-        self.term_moves = self._tensor(moves, torch.int32).flatten()
-        self.term_classes = self._tensor(np.stack([entry.terms.classes for entry in distinct]))
+        self.jumps = self._tensor(jumps)  # (S * C,) `term_width` times the next state
+        self.term_classes = self._tensor(np.stack([entry.terms.classes for entry in distinct])).flatten()
+        self.class_rows = 257 * self.which[None, :, None]
         self.term_start = self._tensor(offsets[own])[self.which] + AFTER_SPACE
         self.shift = self._tensor(self.meaning_offsets[:-1] - offsets[own])[self.which]  # (B,)
         self.events = self._tensor(np.concatenate([entry.events for entry in distinct]))
@@ -90,8 +105,10 @@ class ConstraintTables:
         offsets = np.concatenate([[0], np.cumsum([len(automaton.moves) for automaton in automata])])
         place = {id(automaton): int(offset) for automaton, offset in zip(automata, offsets, strict=False)}
         moves = np.concatenate([automaton.moves + place[id(automaton)] for automaton in automata])
-        self.assertion_moves = self._tensor(moves, torch.int32).flatten()
+        self.assertion_moves = self._tensor(moves).flatten()
         self.assertion_shape = moves.shape[1:]
+        denial = np.concatenate([np.arange(len(automaton.moves)) >= FIRST_DENIAL for automaton in automata])
+        self.denying = self._tensor(denial, torch.bool)
         self.assertion_start = self._tensor([place[id(entry.assertion)] for entry in distinct])[self.which] + PLAIN
         self.assertion_classes = self._tensor(automata[0].classes)
         self.broken = torch.zeros(len(moves), dtype=torch.bool, device=self.device)
@@ -136,7 +153,8 @@ class ConstraintTables:
         capital = np.char.isupper(letters)
         lower_case_only = capital.mean() < 0.01
         self.may_open = self._tensor(capital | lower_case_only, torch.bool)
-        self.begins_in_word = self._tensor([row[0] < 256 and is_word(int(row[0])) for row in matrix], torch.bool)
+        words = np.array([is_word(byte) for byte in range(256)] + [False])
+        self.begins_in_word = self._tensor(words[matrix[:, 0]], torch.bool)
         self.is_end = torch.zeros(len(matrix), dtype=torch.bool, device=self.device)
         self.is_end[ends] = True
 
@@ -145,20 +163,109 @@ class ConstraintTables:
         self.has_must = any(entry.hard for entry in distinct)
         self.max_level = 2 * max(entry.hard for entry in distinct)
         sets = max(1, max(len(entry.names) for entry in distinct))
-        self.bits = torch.arange(sets, device=self.device)
-        self.weights = self._padded([entry.weights for entry in distinct], sets)  # (B, Q)
+        soft_rules = [rule for rule in RULES if any(rule in entry.rules[1] for entry in distinct)]
+        self.bits = self._tensor([*range(sets), *(RULE_BITS[rule] for rule in soft_rules)])
+        weights = []
+        for entry in distinct:
+            own = np.zeros(sets + len(soft_rules))
+            own[: len(entry.weights)] = entry.weights
+            own[sets:] = [-entry.rules[1].get(rule, 0.0) for rule in soft_rules]
+            weights.append(own)
+        sets += len(soft_rules)
+        self.weights = self._padded(weights, sets)  # (B, Q)
         self.cost = self._padded([entry.cost[:, 0] for entry in distinct], sets)  # (B, Q)
         hard = self._tensor([(1 << entry.hard) - 1 for entry in distinct])[self.which]
         self.hard = hard.masked_fill(self.free, 0)  # (B,) bits of the sets that must appear
         totals = [int(entry.cost.max(1, initial=0).sum()) + entry.hard for entry in distinct]
         self.total_cost = self._tensor(totals)[self.which]  # (B,) tokens of all required terms, a full stop for each
-        self.longest_need = max(totals)
+        counts = [2 * entry.source.sentences[0] for entry in distinct]
+        self.longest_need += max(totals) + max(counts)
         self.asserted = self._tensor([entry.asserted & ((1 << entry.hard) - 1) for entry in distinct])[self.which]
         self._stack_rows(distinct, sets)
         self.begin_tokens, self.begin_bits = self._ragged([tokens for entry in distinct for tokens in entry.begin])
         self.after_space = self._tensor(np.concatenate([entry.terms.after_space for entry in distinct]), torch.bool)
         stops = [-1 if entry.stop_token is None else entry.stop_token for entry in distinct]
         self.stop_token = self._tensor(stops)[self.which]
+
+    def _stack_rules(self, distinct: list[CompiledConstraints]) -> None:
+        """Which rules bind, templates, counts of sentences, terminologies, and where a required term counts."""
+        hard = [sum(1 << RULE_BITS[rule] for rule in entry.rules[0]) for entry in distinct]
+        soft = [sum(1 << RULE_BITS[rule] for rule in entry.rules[1]) for entry in distinct]
+        self.hard_rules = self._tensor(hard)[self.which].masked_fill(self.free, 0)  # (B,)
+        self.soft_rules = self._tensor(soft)[self.which].masked_fill(self.free, 0)
+        self.has_rules = any(entry.rules[0] or entry.rules[1] for entry in distinct)
+        ordered = [-1 if entry.source.in_order else 0 for entry in distinct]
+        self.ordered = self._tensor(ordered)[self.which].masked_fill(self.free, 0)[:, None]  # (B, 1) all bits or none
+        self.has_order = bool(self.ordered.any())
+        counts = [entry.source.sentences for entry in distinct]
+        self.least = self._tensor([least for least, _ in counts])[self.which].masked_fill(self.free, 0)[:, None]
+        most = [MOST_SENTENCES if most is None else most for _, most in counts]
+        self.most = self._tensor(most)[self.which].masked_fill(self.free, MOST_SENTENCES)[:, None]
+        self.has_count = any(count != (0, None) for count in counts)
+        self._stack_frames(distinct)
+        self.has_vocabulary = any(entry.halves is not None for entry in distinct)
+        if self.has_vocabulary:
+            breaks = np.zeros((int(self.meaning_offsets[-1]), self.term_width), dtype=bool)
+            left = np.zeros(len(breaks), dtype=np.int64)
+            token = np.full(len(breaks), -1, dtype=np.int64)
+            for entry, offset in zip(distinct, self.meaning_offsets, strict=False):
+                if entry.halves is not None:
+                    rows, columns = entry.halves.breaks.shape
+                    breaks[offset : offset + rows, :columns] = entry.halves.breaks
+                    left[offset : offset + rows] = entry.halves.left
+                    token[offset : offset + rows] = entry.halves.token
+            self.breaks = self._tensor(breaks, torch.bool).flatten()
+            self.owed, self.owed_token = self._tensor(left), self._tensor(token)
+
+    def _stack_frames(self, distinct: list[CompiledConstraints]) -> None:
+        """Templates one behind another; state 0 is that of studies without one. And the sets that count where."""
+        self.has_frame = any(entry.frame is not None for entry in distinct)
+        self.sentence_phase, self.sentence_begun = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+        if self.has_count:
+            table = sentence_table(distinct[0].table)
+            self.sentence_phase, self.sentence_begun = self._tensor(table.phase), self._tensor(table.begun)
+            self.fill_tokens = self._tensor(fillers(distinct[0].table))
+        moves, final, need = [np.zeros((1, 257), dtype=np.int64)], [[True]], [[0]]
+        counts, passed, tokens, starts, lost = [[-1]], [[0]], [()], [], [[False]]
+        size = 1
+        for entry in distinct:
+            sections = [own.section for own in entry.source.must_appear]
+            names = [own.name for own in entry.source.must_appear]
+            where = {name: section for name, section in zip(names, sections, strict=True) if section is not None}
+            bound = {bit: where[name] for bit, name in enumerate(entry.names[: entry.must]) if name in where}
+            frame = entry.frame
+            if frame is None:
+                starts.append(0)
+                continue
+            free = ~sum(1 << bit for bit in bound)
+            soft = "template" in entry.rules[1]
+            own, late = [], []
+            for slot in frame.slot.tolist():
+                here = sum(1 << bit for bit, name in bound.items() if slot >= 0 and frame.names[slot] == name)
+                own.append(free | here)
+                late.append(sum(1 << b for b, name in bound.items() if frame.names.index(name) < slot))
+            own[LOST] = -1 if soft else own[LOST]
+            moves.append(frame.moves + size)
+            starts.append(frame.start + size)
+            final.append([bool(value) or (soft and state == LOST) for state, value in enumerate(frame.final)])
+            need.append([0 if soft else int(value) for value in frame.need])
+            lost.append([state == LOST for state in range(len(frame.moves))])
+            counts.append(own)
+            passed.append(late)
+            tokens += list(frame.tokens)
+            size += len(frame.moves)
+        self.frame_start = self._tensor(starts)[self.which].masked_fill(self.free, 0)
+        if not self.has_frame:
+            return
+        self.frame_jumps = self._tensor(np.concatenate(moves) * 257).flatten()
+        self.frame_final = self._tensor([value for row in final for value in row], torch.bool)
+        self.frame_lost = self._tensor([value for row in lost for value in row], torch.bool)
+        self.frame_need = self._tensor([value for row in need for value in row])
+        self.frame_counts = self._tensor([value for row in counts for value in row])
+        self.frame_passed = self._tensor([value for row in passed for value in row])
+        width = max(1, max(map(len, tokens)))
+        self.frame_tokens = self._tensor([[*row, *[-1] * (width - len(row))] for row in tokens])
+        self.longest_need += int(self.frame_need.max())
 
     def _stack_rows(self, distinct: list[CompiledConstraints], sets: int) -> None:
         """Tokens that carry a term on and what they save, by row; a study's first two rows are for states outside

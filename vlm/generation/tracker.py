@@ -10,13 +10,12 @@ remembered sentences.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from vlm.generation.negation import FORBIDDEN, STOP, UNDENIED
-from vlm.generation.tables import ConstraintTables
+from vlm.generation.structure import INSIDE
+from vlm.generation.tables import ASSERTED, RULE_BITS, ConstraintTables
 
 REMEMBERED = 32
 """Sentences of a report that are compared with a new one."""
@@ -39,42 +38,73 @@ PLAUSIBLE = -5.0
 """Log probability from which on a required term may begin inside a sentence; at a sentence's start it always may."""
 
 
-@dataclass(slots=True)
+TERMS, ASSERTION, MET, SENTENCE, FRAME, BEGUN, FIELDS = range(7)
+
+
 class Tracked:
-    """Constraint state of each beam or offer, (B, ...) int64 each.
+    """Constraint state of each beam or offer, as int64 fields of one tensor, so that beams are picked in one go.
 
     Args:
-        terms: state of the study's term automaton, offset by the study's place in the stacked tables.
-        assertion: state of the study's negation automaton, offset likewise.
-        met: bits of the sets that the text holds.
-        sentence: hash of the sentence being written.
-        written: (B, ..., R) hashes of the sentences before it, 0 where there is none.
+        fields: (B, X, 6) state of the study's term automaton, offset by the study's place in the stacked tables; of
+            its negation automaton, offset likewise; bits of the sets that the text holds and of the soft rules that it
+            broke; hash of the sentence being written; state of the template; sentences begun, times 4, and the phase
+            of the last one.
+        written: (B, X, R) hashes of the sentences before it, 0 where there is none.
     """
 
-    terms: Tensor
-    assertion: Tensor
-    met: Tensor
-    sentence: Tensor
-    written: Tensor
+    __slots__ = ("fields", "written")
+
+    def __init__(self, fields: Tensor, written: Tensor) -> None:
+        self.fields, self.written = fields, written
+
+    @property
+    def terms(self) -> Tensor:
+        return self.fields[..., TERMS]
+
+    @property
+    def assertion(self) -> Tensor:
+        return self.fields[..., ASSERTION]
+
+    @property
+    def met(self) -> Tensor:
+        return self.fields[..., MET]
+
+    @property
+    def sentence(self) -> Tensor:
+        return self.fields[..., SENTENCE]
+
+    @property
+    def frame(self) -> Tensor:
+        return self.fields[..., FRAME]
+
+    @property
+    def begun(self) -> Tensor:
+        return self.fields[..., BEGUN]
 
     def pick(self, index: Tensor) -> Tracked:
         """Entries `index` (B, C) of (B, X)."""
-        terms, assertion, met, sentence = (
-            f.gather(1, index) for f in (self.terms, self.assertion, self.met, self.sentence)
-        )
-        wide = index[:, :, None].expand(-1, -1, self.written.shape[-1])
-        return Tracked(terms, assertion, met, sentence, self.written.gather(1, wide))
+        wide = index[:, :, None]
+        written = self.written
+        if written.shape[-1]:
+            written = written.gather(1, wide.expand(-1, -1, written.shape[-1]))
+        else:
+            written = written[:, :1].expand(-1, index.shape[1], -1)
+        return Tracked(self.fields.gather(1, wide.expand(-1, -1, FIELDS)), written)
 
 
 class Tracker(ConstraintTables):
     """States of a batch's beams under its constraints."""
 
+    tracing = False
+    """Keep what each rule refused, in `refused`."""
+
     def start(self, batch: int, width: int) -> Tracked:
         """State before the first token."""
         zeros = torch.zeros(batch, width, dtype=torch.long, device=self.device)
-        written = torch.zeros(batch, width, REMEMBERED if self.remembers else 1, dtype=torch.long, device=self.device)
-        terms, assertion = self.term_start[:, None] + zeros, self.assertion_start[:, None] + zeros
-        return Tracked(terms, assertion, zeros, zeros, written)
+        written = torch.zeros(batch, width, REMEMBERED if self.remembers else 0, dtype=torch.long, device=self.device)
+        first = [self.term_start, self.assertion_start, None, None, self.frame_start, None]
+        fields = [zeros if value is None else value[:, None] + zeros for value in first]
+        return Tracked(torch.stack(fields, -1), written)
 
     def advance(
         self, state: Tracked, tokens: Tensor, logprobs: Tensor, live: Tensor, step: int
@@ -86,66 +116,158 @@ class Tracker(ConstraintTables):
             late).
         """
         size = len(self.lengths)
-        silent = (tokens >= size) | (
-            self.lengths[tokens.clamp(max=size - 1)] == 0
-        )  # special tokens: they would fill up the length
-        tokens = tokens.clamp(max=size - 1)
-        terms, assertion, met = self._walk(state, self.bytes[tokens], int(self.lengths[tokens].max()))
+        known = tokens.clamp(max=size - 1)
+        silent = (tokens >= size) | (self.lengths[known] == 0)  # special tokens: they would fill up the length
+        tokens = known
+        ends = self.is_end[tokens]
+        terms, assertion, met, frame, broken = self._walk(state, tokens, ends)
         sentence, written, repeated = self._sentences(state, tokens)
-        after = Tracked(terms, assertion, met, sentence, written)
-        banned = self.broken[assertion] | repeated | silent
+        begun = self._count(state, tokens)
+        after = Tracked(torch.stack([terms, assertion, met, sentence, frame, begun], -1), written)
+        refused = {"must_not_assert": self.broken[assertion], "special token": silent}
         missing = self.hard[:, None] & ~met  # (B, X)
-        banned = banned | (self.is_end[tokens] & (missing != 0))
+        refused["must_appear"] = ends & (missing != 0)
+        if self.has_rules:
+            broken |= self._broken_rules(after, ends, repeated)
+            if self.has_soft:
+                after.fields[..., MET] |= broken & self.soft_rules[:, None]
+            broken = broken & self.hard_rules[:, None]
+            refused["rules"] = broken != 0
+            refused["must_appear"] |= self._missed(after, missing)
         if step + 1 == self.settings.max_new_tokens:
-            banned = banned | (self._breaks_at_end(after) & ~self.is_end[tokens])
+            refused["must_not_assert"] |= self._breaks_at_end(after) & ~ends
+        banned = refused["must_not_assert"]
+        for reason in list(refused.values())[1:]:
+            banned = banned | reason
         banned = banned & ~self.free[:, None]
         allowed = ~banned & (live | self.free[:, None])
-        if self.has_must or self.forbids:
-            allowed = self._in_time(
-                state, after, missing, allowed, self._apt(state, after, tokens, logprobs), tokens, step
-            )
+        timely = allowed
+        if self.has_must or (self.forbids and self.is_late(step)) or (self.has_rules and self.is_late(step)):
+            apt = self._apt(state, after, tokens, logprobs) if self.has_must else allowed
+            allowed = self._in_time(state, after, missing, allowed, apt, tokens, step)
+        if self.tracing:
+            self.refused = {**refused, "length": timely & ~allowed, **self._named_rules(broken)}
+            self.refused.pop("rules", None)
         return after, allowed, banned
 
-    def _walk(self, state: Tracked, pieces: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Read the bytes `pieces` (B, X, L); states (B, X) behind them."""
-        pieces = pieces[..., :longest].movedim(-1, 0).long()  # (L, B, X)
-        term_class = self.term_classes.flatten()[self.which[:, None] * 257 + pieces]
+    def _walk(self, state: Tracked, tokens: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Read the bytes of `tokens` (B, X): terms, assertion, met bits, template, and bits of broken rules."""
+        longest = int(self.lengths[tokens].max())
+        pieces = self.bytes[tokens][..., :longest].movedim(-1, 0).long()  # (L, B, X)
+        term_class = self.term_classes[self.class_rows + pieces]
         class_ = self.assertion_classes[pieces]
         boundary = self.boundary[class_]
-        events_width, classes_width = self.assertion_shape
-        shape = pieces.shape[1:]
-        any_bits, shift = self.any_bits[:, None], self.shift[:, None]
-        terms, assertion, met = (field.expand(shape) for field in (state.terms, state.assertion, state.met))
+        at_boundary = (boundary != 0).flatten(1).any(1).tolist()
+        terms, assertion, met, frame = state.terms, state.assertion, state.met, state.frame
+        rows = terms * self.term_width
+        frames = frame * 257
+        broken = torch.zeros_like(met)
+        half = torch.zeros_like(ends)
+        vocabulary_row = self.shift[:, None] * self.term_width
+        reads = bool(self.denying[assertion].any())
         for position in range(longest):
-            meaning = terms + shift
-            if self.has_sets:
-                met = met | (self.meets[meaning] & (self.unnegated_bits[assertion] | any_bits) & boundary[position])
-            move = (assertion * events_width + self.events[meaning]) * classes_width + class_[position]
-            assertion = self.assertion_moves[move].long()
-            terms = self.term_moves[terms * self.term_width + term_class[position]].long()
-        return terms, assertion, met
+            if at_boundary[position] or reads:
+                # Inside a word only a denial reads letters; all else changes behind the word.
+                if self.has_sets or self.forbids or at_boundary[position]:
+                    meaning = rows // self.term_width + self.shift[:, None]
+                    met, early = self._meet(meaning, assertion, met, frames, boundary[position])
+                    broken |= early
+                    assertion = self._assert(meaning, assertion, class_[position])
+                    reads = (self.forbids or self.has_must) and bool(self.denying[assertion].any())
+            column = rows + term_class[position]
+            if self.has_vocabulary:
+                half |= self.breaks[column + vocabulary_row]
+            if self.has_frame:
+                frames = self.frame_jumps[frames + pieces[position]]
+            rows = self.jumps[column]
+        if self.has_frame:
+            frame = torch.where(ends, frame, frames // 257)
+        if self.has_vocabulary:
+            broken |= half.long() << RULE_BITS["vocabulary"]
+        return rows // self.term_width, assertion, met, frame, broken
+
+    def _meet(
+        self, meaning: Tensor, assertion: Tensor, met: Tensor, frames: Tensor, boundary: Tensor
+    ) -> tuple[Tensor, Tensor | int]:
+        """Bits met when the terms that end here are followed by a boundary, and the bit of a broken order."""
+        if not self.has_sets:
+            return met, 0
+        here = self.meets[meaning] & (self.unnegated_bits[assertion] | self.any_bits[:, None]) & boundary
+        return self._ready(here, met, frames // 257 if self.has_frame else frames)
+
+    def _ready(self, here: Tensor, met: Tensor, frame: Tensor) -> tuple[Tensor, Tensor | int]:
+        """`met` and those bits of `here` that count in this section and in their order."""
+        if self.has_frame:
+            here = here & self.frame_counts[frame]
+        if not self.has_order:
+            return met | here, 0
+        hard = self.hard[:, None]
+        turn = (((met & hard) << 1) | 1) | ~hard
+        early = (here & ~met & ~turn & self.ordered) != 0
+        binding = (self.hard_rules[:, None] >> RULE_BITS["order"]) & 1
+        here = torch.where((self.ordered != 0) & (binding != 0), here & turn, here)
+        return met | here, early.long() * (1 - binding) << RULE_BITS["order"]
+
+    def _assert(self, meaning: Tensor, assertion: Tensor, class_: Tensor) -> Tensor:
+        events_width, classes_width = self.assertion_shape
+        return self.assertion_moves[(assertion * events_width + self.events[meaning]) * classes_width + class_]
 
     def _meaning(self, terms: Tensor) -> Tensor:
         """Place of a state in the tables of what states mean to its study."""
         return terms + self.shift[:, None]
 
+    def _count(self, state: Tracked, tokens: Tensor) -> Tensor:
+        """Sentences begun, times 4, and the phase behind each token."""
+        if not self.has_count:
+            return state.begun
+        phase = state.begun & 3
+        size = self.sentence_phase.shape[1]
+        place = phase * size + tokens
+        begun = (state.begun >> 2) + self.sentence_begun.flatten()[place]
+        return (begun << 2) | self.sentence_phase.flatten()[place]
+
+    def _broken_rules(self, after: Tracked, ends: Tensor, repeated: Tensor) -> Tensor:
+        """Bits of the rules, the vocabulary's aside, that an offer breaks by what it writes or by ending there."""
+        broken = torch.zeros_like(after.met)
+        if self.remembers:
+            broken |= repeated.long() << RULE_BITS["repeat_sentences"]
+        if self.has_frame:
+            lost = self.frame_lost[after.frame] | (ends & ~self.frame_final[after.frame])
+            broken |= lost.long() << RULE_BITS["template"]
+        if self.has_count:
+            begun = after.begun >> 2
+            wrong = (begun > self.most) | (ends & (begun < self.least))
+            if self.has_frame:  # no sentence is left for what the template still wants
+                closed = (begun == self.most) & ((after.begun & 3) != INSIDE) & ~ends
+                wrong = wrong | (closed & (self.frame_need[after.frame] > 0))
+            broken |= wrong.long() << RULE_BITS["sentences"]
+        return broken
+
+    def _missed(self, after: Tracked, missing: Tensor) -> Tensor:
+        """Whether a missing required term can't follow any more: its section has passed, or the last sentence has."""
+        missed = torch.zeros_like(missing, dtype=torch.bool)
+        if self.has_frame:
+            missed = (missing & self.frame_passed[after.frame]) != 0
+        if self.has_count:
+            closed = ((after.begun >> 2) >= self.most) & ((after.begun & 3) != INSIDE)
+            missed = missed | (closed & ((missing & ~self._pending(after)) != 0))
+        return missed
+
+    def _named_rules(self, broken: Tensor) -> dict[str, Tensor]:
+        return {rule: ((broken >> bit) & 1) != 0 for rule, bit in RULE_BITS.items()} if self.has_rules else {}
+
     def _sentences(self, state: Tracked, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hash of the sentence behind each token, the sentences written, and whether one was written again."""
-        shape = tokens.shape
-        written = state.written.expand(*shape, -1)
-        sentence = state.sentence.expand(shape)
-        sentence = sentence * self.token_power[tokens] + self.token_hash[tokens]
+        written = state.written
+        sentence = state.sentence * self.token_power[tokens] + self.token_hash[tokens]
+        ends = self.ends_sentence[tokens]
         if not self.remembers:
-            return (
-                sentence.masked_fill(self.ends_sentence[tokens], 0),
-                written,
-                torch.zeros_like(tokens, dtype=torch.bool),
-            )
-        closes = self.ends_sentence[tokens] & (sentence != 0)
-        repeated = closes & (written == sentence[..., None]).any(-1) & self.no_repeat[:, None]
+            return sentence.masked_fill(ends, 0), written, ends
+        closes = ends & (sentence != 0)
+        repeated = closes & (written == sentence[..., None]).any(-1)
         shifted = torch.cat([sentence[..., None], written[..., :-1]], -1)
         written = torch.where(closes[..., None], shifted, written)
-        return sentence.masked_fill(self.ends_sentence[tokens], 0), written, repeated
+        return sentence.masked_fill(ends, 0), written, repeated
 
     def _need(self, state: Tracked, missing: Tensor) -> Tensor:
         """Tokens that the missing required terms take from here on, `missing` (B, ...) bits."""
@@ -185,13 +307,14 @@ class Tracker(ConstraintTables):
         rules = [allowed & apt]
         if self.is_late(step):
             missing = missing & ~self._pending(after)
-            need = self._need(after, missing) + self._denial_need(after, missing)
+            need = self._need(after, missing) + self._denial_need(after, missing) + self._shape_need(after)
             stops = ((missing[..., None] >> self.bits) & 1).sum(-1) - (after.sentence == 0).long()
             in_time = (need <= left) | (need == 0)
             in_comfort = in_time & ((need + stops + CLOSING <= left) | (missing == 0))
             late = need + stops + CLOSING + LAST_CALL > left
-            strays = (before.sentence == 0) & ~self._goes_on(after, missing)
-            strays = strays & late & (missing != 0)
+            here = missing & self.frame_counts[before.frame] if self.has_frame else missing
+            strays = (before.sentence == 0) & ~self._goes_on(after, here)
+            strays = strays & late & (here != 0)
             rules = [
                 allowed & apt & in_comfort & ~strays,
                 allowed & apt & in_comfort,
@@ -203,6 +326,21 @@ class Tracker(ConstraintTables):
         for rule in reversed(rules):
             chosen = torch.where(rule.any(-1, keepdim=True), rule, chosen)
         return chosen
+
+    def _shape_need(self, after: Tracked) -> Tensor | float:
+        """Tokens that the template, the fewest sentences and a begun term of the terminology still take."""
+        need: Tensor | float = 0.0
+        if self.has_frame:
+            need = need + self.frame_need[after.frame].float()
+        if self.has_count:
+            begun, phase = after.begun >> 2, after.begun & 3
+            binding = (self.hard_rules[:, None] >> RULE_BITS["sentences"]) & 1
+            lack = (self.least - begun).clamp(min=0) * binding
+            need = need + torch.where(lack > 0, 2 * lack + (phase == INSIDE).long(), 0).float()
+        if self.has_vocabulary:
+            binding = (self.hard_rules[:, None] >> RULE_BITS["vocabulary"]) & 1
+            need = need + (self.owed[self._meaning(after.terms)] * binding).float()
+        return need
 
     def is_late(self, step: int) -> bool:
         """Whether some study may be short of tokens for what it still must write."""
@@ -228,28 +366,53 @@ class Tracker(ConstraintTables):
     def _pending(self, state: Tracked) -> Tensor:
         """Bits of the terms that end here, if a boundary follows."""
         any_bits = self.any_bits[:, None]
-        return self.meets[self._meaning(state.terms)] & (self.unnegated_bits[state.assertion] | any_bits)
+        here = self.meets[self._meaning(state.terms)] & (self.unnegated_bits[state.assertion] | any_bits)
+        if self.has_frame or self.has_order:
+            return self._ready(here, state.met, state.frame)[0] & ~state.met
+        return here
 
     def _breaks_at_end(self, state: Tracked) -> Tensor:
         """Whether a text that ends here asserts what it must not."""
         events_width, classes_width = self.assertion_shape
         move = (state.assertion * events_width + self.events[self._meaning(state.terms)]) * classes_width + STOP
-        return self.broken[self.assertion_moves[move].long()]
+        return self.broken[self.assertion_moves[move]]
 
     def advancing(self, state: Tracked, step: int) -> Tensor | None:
-        """Tokens that begin or carry on a missing required term, or end the sentence before it; (B, K, A), -1 for
-        none."""
-        if not self.has_must:
+        """Tokens that begin or carry on a missing required term, or end the sentence before it, or that the text's
+        structure asks for; (B, K, A), -1 for none."""
+        groups = []
+        if self.has_must:
+            groups += self._term_tokens(state, step)
+        if self.has_frame:
+            groups.append(self.frame_tokens[state.frame])
+        if self.has_vocabulary:
+            groups.append(self.owed_token[self._meaning(state.terms)][..., None])
+        if self.has_count and self.is_late(step):
+            lack = (state.begun >> 2) < self.least
+            inside = (state.begun & 3) == INSIDE
+            fill = self.fill_tokens.expand(*lack.shape, -1).masked_fill((inside | ~lack)[..., None], -1)
+            groups += [fill, torch.where(lack & inside, self.stop_token[:, None], -1)[..., None]]
+        if not groups:
             return None
+        tokens = torch.cat(groups, -1)
+        ordered = tokens.sort(-1)[0]  # the same token twice would be two beams of one text
+        twice = torch.zeros_like(ordered, dtype=torch.bool)
+        twice[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
+        return ordered.masked_fill(twice, -1)
+
+    def _term_tokens(self, state: Tracked, step: int) -> list[Tensor]:
+        """Tokens that begin or carry on a missing required term, or end the sentence before it."""
         missing = self.hard[:, None] & ~(state.met | self._pending(state))  # (B, K)
         blocked = self.negated[state.assertion]
         usable = torch.where(blocked, missing & ~self.asserted[:, None], missing)
-        row = self.row_of[self._meaning(state.terms)]
-        begin = (
-            self.which[:, None] * 4
-            + 2 * (state.sentence == 0).long()
-            + self.after_space[self._meaning(state.terms)].long()
-        )
+        if self.has_frame:
+            usable = usable & self.frame_counts[state.frame]
+        if self.has_order:
+            turn = ((((state.met | self._pending(state)) & self.hard[:, None]) << 1) | 1) & usable
+            usable = torch.where(self.ordered != 0, turn, usable)
+        meaning = self._meaning(state.terms)
+        row = self.row_of[meaning]
+        begin = self.which[:, None] * 4 + 2 * (state.sentence == 0).long() + self.after_space[meaning].long()
         tokens = torch.cat([self.carry_tokens[row], self.begin_tokens[begin]], -1)
         bits = torch.cat([self.carry_bits[row], self.begin_bits[begin]], -1)
         tokens = tokens.masked_fill((bits & usable[..., None]) == 0, -1)
@@ -257,11 +420,7 @@ class Tracker(ConstraintTables):
         # term.
         late = (self.settings.max_new_tokens - step <= self.total_cost + 2 + CLOSING)[:, None]
         stop = torch.where((missing != 0) & (blocked | (late & (state.sentence != 0))), self.stop_token[:, None], -1)
-        tokens = torch.cat([tokens, stop[..., None]], -1)
-        ordered = tokens.sort(-1)[0]  # the same token twice would be two beams of one text
-        twice = torch.zeros_like(ordered, dtype=torch.bool)
-        twice[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
-        return ordered.masked_fill(twice, -1)
+        return [tokens, stop[..., None]]
 
     def levels(self, state: Tracked) -> Tensor:
         """How far each offer (B, X) has come: twice the required sets met, one more with a term under way."""
@@ -285,9 +444,10 @@ class Tracker(ConstraintTables):
         price = torch.zeros((), device=self.device)
         if self.forbids:
             glued = self.begins_in_word[tokens.clamp(max=len(self.lengths) - 1)]
-            caught = [self._caught(before, event) & glued for event in (FORBIDDEN, UNDENIED)]
-            entered = [self._caught(after, event) for event in (FORBIDDEN, UNDENIED)]
-            price = (entered[0] * CAUGHT + entered[1] * GLUED + (caught[0] | caught[1]) * GLUED) * self._bound(after)
+            price = self._caught(after, FORBIDDEN) * CAUGHT + (self._caught(before, FORBIDDEN) & glued) * GLUED
+            if self.undenied:
+                price = price + (self._caught(after, UNDENIED) | (self._caught(before, UNDENIED) & glued)) * GLUED
+            price = price * self._bound(after)
         if not self.has_soft:
             return price
         new = after.met & ~before.met
@@ -295,11 +455,19 @@ class Tracker(ConstraintTables):
         return price + earned.sum(-1).masked_fill(self.free[:, None], 0.0)
 
     def unmet(self, state: Tracked, cut: Tensor) -> Tensor:
-        """Bits of what answers (B, C) don't hold; `cut` marks those that end without an end token. Bit 62: a broken
-        rule."""
+        """Bits of what answers (B, C) don't hold; `cut` marks those that end without an end token. Bit `ASSERTED`: a
+        forbidden assertion; those of `RULE_BITS`: a hard rule."""
         met = state.met | torch.where(cut, self._pending(state), 0)
         broken = torch.where(cut, self._breaks_at_end(state), self.broken[state.assertion]) & ~self.free[:, None]
-        return (self.hard[:, None] & ~met) | (broken.long() << 62)
+        bits = (self.hard[:, None] & ~met) | (broken.long() << ASSERTED)
+        if not self.has_rules:
+            return bits
+        rules = self._broken_rules(state, torch.ones_like(cut), torch.zeros_like(cut))
+        if self.has_vocabulary:
+            stop = self.term_classes[self.class_rows[0] + ord(".")]
+            half = self.breaks[self._meaning(state.terms) * self.term_width + stop] & cut
+            rules = rules | (half.long() << RULE_BITS["vocabulary"])
+        return bits | (rules & self.hard_rules[:, None])
 
     def count(self, unmet: Tensor) -> Tensor:
         """Number of bits set."""
@@ -312,5 +480,6 @@ class Tracker(ConstraintTables):
         if entry is None:
             return ()
         missing = tuple(name for bit, name in enumerate(entry.names) if unmet >> bit & 1)
-        broken = ("must_not_assert",) if unmet >> 62 & 1 else ()
-        return missing + entry.left_out + broken
+        broken = ("must_not_assert",) if unmet >> ASSERTED & 1 else ()
+        rules = tuple(rule for rule, bit in RULE_BITS.items() if unmet >> bit & 1)
+        return missing + entry.left_out + broken + rules

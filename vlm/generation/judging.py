@@ -1,0 +1,157 @@
+"""Consistency while decoding: what a beam says is read as soon as a sentence ends, and what contradicts costs it.
+
+    penalty = weight * (statements against the evidence + contradictions inside the text)
+
+A statement against the evidence is one that `structuring` flags: present below the lower cut, absent above the upper
+one or beside a box, or on a side where no box of the finding lies. Contradictions inside the text are those of
+`knowledge.rules`. The penalty is a function of the text alone, so it can be taken back: a beam pays the difference to
+what it paid before.
+
+A side is read earlier, at the word that names it or the finding: when the sentence has ended, every beam may have taken
+the wrong one. Texts are read at those tokens only, and the best offers of a step only; what was read is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from knowledge.extraction import Mention, split_sentences
+from knowledge.ontology import Certainty
+from knowledge.rules import contradictions
+from vlm.generation.structuring import Evidence, Structurer, share_sides
+from vlm.generation.tokens import TokenTable
+from vlm.types import InputError
+
+SIDES = ("left", "right", "bilateral", "bilaterally", "both", "left-sided", "right-sided")
+FORBIDDING = 1.0e4
+"""Nats for a contradiction of infinite weight: a last resort where every beam has one."""
+
+MOST_KEPT = 50_000
+
+
+class Judge(Protocol):
+    """Says what a text is to pay, in nats, 0 or more; `finished` where its last sentence has ended."""
+
+    def penalty(self, text: str, finished: bool) -> float: ...
+
+
+class EvidenceJudge:
+    """Holds a text against one study's evidence, the graph's rules and itself.
+
+    Args:
+        structurer: reads and judges.
+        evidence: of the study.
+        weight: nats for each contradiction, above 0; infinite to cut beams wherever another one is left.
+        section: of the report.
+        before: text of the sections before it.
+
+    Raises:
+        InputError: a weight of 0 or less.
+    """
+
+    def __init__(
+        self, structurer: Structurer, evidence: Evidence, weight: float, section: str = "findings", before: str = ""
+    ) -> None:
+        if not weight > 0:
+            raise InputError(f"weight of contradictions is {weight}: it must be above 0")
+        self.structurer, self.evidence, self.section = structurer, evidence, section
+        self.weight = min(weight, FORBIDDING)
+        self.before = f"{before.strip()} " if before.strip() else ""
+        self._paid: dict[tuple[str, bool], float] = {}
+
+    def penalty(self, text: str, finished: bool) -> float:
+        """Nats that a text pays."""
+        key = (text, finished)
+        if key not in self._paid:
+            if len(self._paid) >= MOST_KEPT:
+                self._paid.clear()
+            self._paid[key] = self.weight * self.count(text, finished)
+        return self._paid[key]
+
+    def count(self, text: str, finished: bool) -> int:
+        """Contradictions of a text; of a sentence that goes on only its sides count."""
+        mentions = share_sides(self.structurer.reader.read(self.before + text, self.section))
+        last = len(split_sentences(self.before + text)) - 1
+        settled, under_way = mentions, []
+        if not finished:
+            settled = [m for m in mentions if m.sentence < last]
+            under_way = [m for m in mentions if m.sentence == last]
+        wrong = {
+            (m.sentence, s.label, s.certainty) for m in settled for s in self._said(m) if s.verdict < 0
+        }  # a label once a sentence, however many words say it
+        wrong |= {(m.sentence, s.label, s.certainty) for m in under_way for s in self._said(m) if s.swapped}
+        return len(wrong) + len(contradictions(settled, self.structurer.graph))
+
+    def _said(self, mention: Mention) -> list[Any]:
+        return [
+            s
+            for s in self.structurer.statements(mention, self.evidence)
+            if s.certainty is not Certainty.UNCERTAIN or s.swapped
+        ]
+
+
+class Judges:
+    """The judges of a batch, and the tokens at which they read.
+
+    Args:
+        judges: one a study; None for a study that is not judged.
+        tokenizer: of the model.
+        watched: words at which a sentence is read before it ends: sides, and the last words of findings' names.
+    """
+
+    def __init__(self, judges: Sequence[Judge | None], tokenizer: Any, watched: Iterable[str] = SIDES) -> None:
+        self.judges = tuple(judges)
+        self.table = TokenTable.of(tokenizer)
+        words = {word.encode() for word in watched}
+        flags = []
+        for piece in self.table.pieces:
+            word = piece.strip().lower()
+            ends = any(mark in piece for mark in (b".", b"!", b"?", b"\n"))
+            flags.append(2 if ends else int(word in words))
+        self.flags = torch.tensor(flags, dtype=torch.uint8)  # (V,) 0 goes on, 1 is watched, 2 ends a sentence
+
+    def to(self, device: torch.device) -> Judges:
+        """Itself, with its tensor where the search runs."""
+        self.flags = self.flags.to(device)
+        return self
+
+    def penalties(
+        self, paid: Tensor, written: Tensor, step: int, beams: Tensor, tokens: Tensor, live: Tensor, ends: Tensor
+    ) -> Tensor:
+        """What every offer (B, X) pays in all.
+
+        Args:
+            paid: (B, K), what its beam pays.
+            written: (B, K, T) new tokens, `step` of them.
+            beams, tokens, live: (B, X) of the offers.
+            ends: (V,) bool, end tokens.
+        """
+        total = paid.gather(1, beams)
+        size = len(self.flags)
+        flags = self.flags[tokens.clamp(max=size - 1)].masked_fill(tokens >= size, 0)
+        flags = torch.where(ends[tokens], 2, flags)
+        places = ((flags > 0) & live).nonzero().tolist()
+        if not places:
+            return total
+        pieces = self.table.pieces
+        texts: dict[tuple[int, int], bytes] = {}
+        for study, place in places:
+            judge = self.judges[study]
+            if judge is None:
+                continue
+            beam, token = int(beams[study, place]), int(tokens[study, place])
+            if (study, beam) not in texts:
+                texts[study, beam] = self.table.write([t for t in written[study, beam, :step].tolist() if t < size])
+            text = texts[study, beam] + (pieces[token] if token < size else b"")
+            finished = int(flags[study, place]) == 2
+            total[study, place] = judge.penalty(text.decode("utf-8", "ignore").strip(), finished)
+        return total
+
+
+def watched_words(terms: Iterable[str]) -> frozenset[str]:
+    """Sides and the last words of terms."""
+    return frozenset(SIDES) | {term.split()[-1].lower() for term in terms if term.split()}
