@@ -34,7 +34,7 @@ from knowledge.errors import KnowledgeError
 from knowledge.graph import KnowledgeGraph
 from vlm import __version__
 from vlm.config import Config, parse_config
-from vlm.models.adapters import base_name, is_adapter
+from vlm.models.adapters import base_name, is_adapter, load_adapter
 from vlm.models.build import build_model, label_list
 from vlm.models.language import fingerprint, load_language_model, origin, source_folder
 from vlm.models.report_generator import ReportGenerator
@@ -293,7 +293,7 @@ def load_checkpoint(folder: Path | None = None, quantize: str | None = None) -> 
         language.requires_grad_(False)
         wrapped: torch.nn.Module = language
         if (folder / "adapter").is_dir():
-            wrapped = PeftModel.from_pretrained(language, str(folder / "adapter"), is_trainable=True)
+            wrapped = load_adapter(language, folder / "adapter")
         model, _ = build_model(
             config.model, graph, config.data.image_size.get("default", 256), wrapped, tokenizer, vision_weights=False
         )

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,7 +40,7 @@ class DataSet(Strict):
     """One data set of a run.
 
     `path` is relative to `RADSCRIBE_DATA` when that is set and the path is not absolute, else to the working
-    directory. `split` keeps studies of these splits. `weight` is how many times an epoch the set is seen; a fraction
+    directory; of a prepared set it may be an address that fsspec knows (s3://bucket/set). `split` keeps studies of these splits. `weight` is how many times an epoch the set is seen; a fraction
     takes that share anew each epoch.
     """
 
@@ -55,7 +56,8 @@ class DataSet(Strict):
         """The folder or file that the set lies in."""
         root = os.environ.get("RADSCRIBE_DATA")
         path = self.path or Path(".")
-        return Path(root) / path if root and not path.is_absolute() else path
+        elsewhere = re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) is not None
+        return Path(root) / path if root and not path.is_absolute() and not elsewhere else path
 
 
 class Data(Strict):
@@ -77,6 +79,9 @@ class Data(Strict):
     max_report_tokens: Annotated[int, Field(ge=8, le=4096)] = 160
     report_sections: tuple[str, ...] = ("findings",)
     augment: bool = True
+    buffer: Annotated[int, Field(gt=0)] = Field(
+        default=2048, description="studies of prepared sets that are shuffled and read at a time"
+    )
     cache_images: bool = True
     workers: Annotated[int, Field(ge=0, le=64)] = 0
 
@@ -264,7 +269,14 @@ class Config(Strict):
         names = [stage.name for stage in self.training.stages]
         if len(names) != len(set(names)):
             raise ValueError(f"training.stages: two stages have the same name: {names}")
+        chosen = self.model.language
         for stage in self.training.stages:
+            if "language" in stage.train and (chosen.quantize != "none" or chosen.bundle == "no"):
+                key = "bundle: no" if chosen.bundle == "no" else f"quantize: {chosen.quantize}"
+                raise ValueError(
+                    f"training.stages.{stage.name}.train: 'language' cannot learn with model.language.{key}; "
+                    "train the adapter"
+                )
             for index in stage.sets or ():
                 if not 0 <= index < len(self.data.train):
                     raise ValueError(f"training.stages.{stage.name}.sets: {index} is not an index into data.train")

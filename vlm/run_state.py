@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vlm.models.adapters import allocator_state, is_adapter, restore_allocator
 from vlm.models.report_generator import ReportGenerator
 from vlm.optimization import Average, Groups
 from vlm.types import InputError
@@ -62,6 +63,7 @@ def save_state(
     tensors |= {f"best.{n}": t for n, t in best.items()}
     for i, value in enumerate(average.values if average else []):
         tensors[f"average.{i}"] = value
+    tensors |= {f"allocator.{n}": t for n, t in allocator_state(model.language.model).items()}
     if optimizer is not None:
         for i, slot in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in slot.items()}
@@ -119,6 +121,8 @@ def restore(
             own[name].copy_(value)
         for i in range(len(average.values) if average else 0):
             average.values[i].copy_(tensors[f"average.{i}"])  # type: ignore[union-attr]
+    ranks = {n.removeprefix("allocator."): t for n, t in tensors.items() if n.startswith("allocator.")}
+    restore_allocator(model.language.model, ranks)
     if optimizer is not None:
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -148,7 +152,7 @@ def _learnt(model: ReportGenerator) -> dict[str, Tensor]:
     frozen = {
         n
         for n, p in model.named_parameters()
-        if n.startswith("language.") and not p.requires_grad and ".lora_" not in n
+        if n.startswith("language.") and not p.requires_grad and not is_adapter(n)
     }
     return {n: t for n, t in model.state_dict().items() if n not in frozen and _is_own(n, model)}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,23 @@ from torch import Tensor
 from vlm import losses
 from vlm.checkpoint import Checkpoint, save_checkpoint
 from vlm.config import Config, Stage
-from vlm.data.batches import Collator, bucketed, move
+from vlm.data.batches import Collator, move
 from vlm.data.examples import Example, ExampleBuilder
+from vlm.data.streaming import StreamedExamples, epoch_plan
+from vlm.models import adapters
 from vlm.models.report_generator import ModelOutput
 from vlm.optimization import Average, make_optimizer, select_parameters, set_modes, set_rate
 from vlm.run_state import Position, load_state, put_back, restore, save_state, snapshot
-from vlm.training_data import FeatureCache, FrozenMaps, Shared, console, epoch_examples, labels_by_modality
+from vlm.training_data import (
+    FeatureCache,
+    FrozenMaps,
+    Shared,
+    console,
+    known_of,
+    labels_by_modality,
+    tell_apart,
+    usable,
+)
 from vlm.types import InputError, StudyBatch
 from vlm.validation import Validator
 
@@ -55,8 +67,10 @@ class Run:
         )  # fmt: skip
         seed = config.training.seed
         self.shared = shared or Shared()
-        self.sets = [(s, self.shared.load(s, self.builder, self.main)) for s in config.data.train]
-        validation = [e for s in config.data.validation for e in self.shared.load(s, self.builder, self.main)]
+        named = (*config.data.train, *config.data.validation)
+        sets = tell_apart([(s, self.shared.load(s, self.builder, self.main)) for s in named])
+        self.sets = sets[: len(config.data.train)]
+        validation = [e for _, examples in sets[len(config.data.train) :] for e in examples]
         if not self.sets:
             raise InputError("data.train: names no data set")
         self.validator = Validator(self.builder, validation, config, self.dtype)
@@ -82,11 +96,11 @@ class StageLoop:
         self.run, self.number, self.stage = run, number, stage
         settings = run.config.training
         self.sets = [
-            (source, [e for e in examples if len(e.report_ids) or stage.losses != ("report",)])
+            (source, usable(examples, stage.losses))
             for index, (source, examples) in enumerate(run.sets)
             if stage.sets is None or index in stage.sets
         ]
-        if not any(examples for _, examples in self.sets):
+        if not any(len(examples) for _, examples in self.sets):
             raise InputError(
                 f"training.stages.{stage.name}: no study has what its losses ({', '.join(stage.losses)}) need"
             )
@@ -106,6 +120,9 @@ class StageLoop:
         self.epochs = math.ceil(stage.epochs)
         sizes = [len(self._plan(epoch)[1]) for epoch in range(self.epochs)]
         self.total = max(1, round(sum(sizes) * stage.epochs / self.epochs))
+        self.adapting = "adapter" in stage.train and "report" in stage.losses
+        if self.adapting:
+            adapters.set_steps(run.checkpoint.model.language.model, self.total // stage.accumulate)
 
     def _maps(self) -> FrozenMaps | None:
         """The vision model's maps, kept when it does not learn and images are not varied."""
@@ -123,8 +140,8 @@ class StageLoop:
         if IMAGE_PARTS & set(self.stage.train):
             run.cache = None
             return None
-        if set(self.stage.losses) != {"report"}:
-            return None
+        if set(self.stage.losses) != {"report"} or any(isinstance(s, StreamedExamples) for _, s in self.sets):
+            return None  # a streamed set may be larger than memory, and so are its features
         collate = Collator(run.builder)
         if run.cache is None or run.cache.copies != self.stage.cache_copies:
             run.cache = FeatureCache(self.stage.cache_copies, run.seed, run.dtype, self.maps)
@@ -132,11 +149,11 @@ class StageLoop:
         run.cache.fill_plain(run.model, collate, run.validator.examples)
         return run.cache
 
-    def _plan(self, epoch: int) -> tuple[list[Example], list[list[int]]]:
+    def _plan(self, epoch: int) -> tuple[Sequence[Example], list[list[int]]]:
         """The epoch's examples and this process's batches of them."""
         rng = np.random.default_rng([self.run.seed, self.number, epoch])
-        examples = epoch_examples(self.sets, rng)
-        batches = list(bucketed(examples, self.stage.batch_size, rng))
+        sets = [(source.weight, examples) for source, examples in self.sets]
+        examples, batches = epoch_plan(sets, self.stage.batch_size, rng, self.run.config.data.buffer)
         world, rank = self.run.accelerator.num_processes, self.run.accelerator.process_index
         return examples, batches[rank : len(batches) - len(batches) % world : world]
 
@@ -203,6 +220,9 @@ class StageLoop:
         if not terms:
             return {}
         total = torch.stack([value * getattr(settings.loss, WEIGHT_OF[name]) for name, value in terms.items()]).sum()
+        orthogonal = adapters.penalty(run.checkpoint.model.language.model) if self.adapting else None
+        if orthogonal is not None:
+            total = total + orthogonal
         if not torch.isfinite(total):
             shown = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
             raise InputError(
@@ -213,6 +233,8 @@ class StageLoop:
         if (step + 1) % self.stage.accumulate == 0:
             run.accelerator.clip_grad_norm_([p for g in self.groups.values() for p in g], settings.clip)
             self.optimizer.step()
+            if self.adapting:
+                adapters.after_step(run.checkpoint.model.language.model, (step + 1) // self.stage.accumulate - 1)
             self.optimizer.zero_grad(set_to_none=True)
             self.average.update(step)
         return {name: float(value.detach()) for name, value in terms.items()}
@@ -284,7 +306,7 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared
     if run.main:
         if run.validator.examples:
             checkpoint.calibration = run.validator.calibrate(run.model, shared)
-        known = ((e.modality, e.finding_targets) for _, examples in run.sets for e in examples)
+        known = (fact for _, examples in run.sets for fact in known_of(examples))
         chosen = {name: list(labels) for name, labels in config.data.modality_labels.items()}
         checkpoint.calibration.modalities = labels_by_modality(known, checkpoint.labels) | chosen
         save_checkpoint(out / "best", checkpoint)

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from vlm.generation.compiling import CompiledConstraints
+from vlm.generation.judging import Judges
 from vlm.generation.lean_llama import LeanLlamaStepper, supported
 from vlm.generation.offers import NEVER, Offers, Proposer, Running
 from vlm.generation.settings import BeamSettings, Candidate
+from vlm.generation.trace import Recorder
 from vlm.generation.tracker import Tracker
-from vlm.generation.tree_cache import HuggingFaceStepper, Stepper
+from vlm.generation.tree_cache import HuggingFaceStepper, Stepper, prompted
 from vlm.types import InputError
 
 __all__ = ["BeamSettings", "Candidate", "beam_search", "search"]
@@ -41,6 +43,8 @@ def beam_search(
     attention_mask: Tensor | None = None,
     constraints: Sequence[CompiledConstraints | None] | None = None,
     lean: bool = True,
+    judges: Judges | None = None,
+    trace: Recorder | None = None,
 ) -> list[list[Candidate]]:
     """Answers of a causal LM to a batch of prompts.
 
@@ -52,6 +56,8 @@ def beam_search(
         attention_mask: (B, N), 0 at left padding; None when nothing is padded.
         constraints: one entry a study, None for a study without; None for none at all.
         lean: take the short way through Llama-shaped models (`lean_llama.py`); False for the model's own forward.
+        judges: what finished sentences are held against while searching (`judging.py`); None for nothing.
+        trace: notes every step (`trace.py`); None for no trace.
 
     Returns:
         For each study at most `num_beams` answers, best first: first those with the fewest constraints unmet, then by
@@ -68,7 +74,7 @@ def beam_search(
                 f"{len(constraints)} constraints for {studies} prompts: give one for each (None for a prompt without)"
             )
     stepper = make_stepper(model, settings, inputs_embeds, input_ids, attention_mask, lean)
-    return search(stepper, settings, constraints=constraints, prompt_ids=input_ids)
+    return search(stepper, settings, constraints=constraints, prompt_ids=input_ids, judges=judges, trace=trace)
 
 
 def make_stepper(
@@ -84,7 +90,7 @@ def make_stepper(
     if attention_mask is None:
         attention_mask = torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device)
     _check_mask(attention_mask, prompt)
-    kind = LeanLlamaStepper if lean and supported(model) else HuggingFaceStepper
+    kind = LeanLlamaStepper if lean and not prompted(model) and supported(model) else HuggingFaceStepper
     return kind(model, inputs_embeds, input_ids, attention_mask, settings.num_beams, settings.max_new_tokens)
 
 
@@ -95,6 +101,8 @@ def search(
     *,
     constraints: Sequence[CompiledConstraints | None] | None = None,
     prompt_ids: Tensor | None = None,
+    judges: Judges | None = None,
+    trace: Recorder | None = None,
 ) -> list[list[Candidate]]:
     """The search itself, over whatever gives logits (arguments as in `beam_search`; prompt ids count in n-gram
     blocking)."""
@@ -104,7 +112,8 @@ def search(
     tracker = None
     if constraints is not None and any(entry is not None for entry in constraints):
         tracker = Tracker(constraints, settings, logits.device)
-    beams = _Beams(settings, logits, tracker, prompt_ids)
+        tracker.tracing = trace is not None
+    beams = _Beams(settings, logits, tracker, prompt_ids, judges, trace)
     logits = logits[:, None]  # (B, 1, V): before the first token all beams are one
     while True:
         beams.extend(logits)
@@ -118,14 +127,23 @@ class _Beams:
     """Running beams and finished answers of all studies."""
 
     def __init__(
-        self, settings: BeamSettings, logits: Tensor, tracker: Tracker | None, prompt_ids: Tensor | None
+        self,
+        settings: BeamSettings,
+        logits: Tensor,
+        tracker: Tracker | None,
+        prompt_ids: Tensor | None,
+        judges: Judges | None = None,
+        trace: Recorder | None = None,
     ) -> None:
         batch, vocabulary = logits.shape
         width, device = settings.num_beams, logits.device
         self.settings, self.tracker = settings, tracker
         self.ends = torch.zeros(vocabulary, dtype=torch.bool, device=device)
         self.ends[list(settings.eos_token_ids)] = True
-        self.proposer = Proposer(settings, tracker, self.ends, prompt_ids)
+        if judges is not None:
+            judges = judges.to(device)
+        self.trace = trace
+        self.proposer = Proposer(settings, tracker, self.ends, prompt_ids, judges, trace)
         self.first = torch.arange(self.proposer.keep, device=device) < width  # (C,): only the best K may finish
         pad = settings.eos_token_ids[0] if settings.pad_token_id is None else settings.pad_token_id
         tokens = torch.full((batch, width, settings.max_new_tokens), pad, device=device)
@@ -133,6 +151,8 @@ class _Beams:
         scores[:, 0] = 0.0
         tracked = tracker.start(batch, width) if tracker else None
         self.running = Running(tokens, scores, torch.zeros(batch, width, device=device), tracked)
+        if judges is not None:
+            self.running.paid = torch.zeros(batch, width, device=device)
         self.finished_tokens = self.running.tokens.clone()
         # Scores less a penalty for each unmet constraint, in float64 so that the penalty doesn't round them.
         self.finished_scores = torch.full((batch, width), NEVER, dtype=torch.float64, device=device)
@@ -163,6 +183,10 @@ class _Beams:
         self.running.tokens = self.running.tokens.gather(1, kept.beams[:, :, None].expand_as(self.running.tokens))
         self.running.tokens[:, :, self.running.step] = kept.tokens
         self.running.step += 1
+        self.running.paid = kept.paid
+        if self.trace is not None:
+            running = self.running
+            self.trace.step(running.tokens, running.scores, running.step, running.tracked, self.tracker)
         self.all_hit = bool(hits.all())
         self._judge_hope()
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+from peft import PeftModel, PeftType
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -92,16 +93,23 @@ class Slots:
 
 
 class TreeLayer(CacheLayerMixin):
-    """Keys and values of one layer in slots; the prompt is written once, then K slots a step."""
+    """Keys and values of one layer in slots; the prompt is written once, then K slots a step.
 
-    def __init__(self, slots: Slots) -> None:
+    Args:
+        slots: shared by all layers. before: keys and values (B, H, n, E) that stand before the prompt (a trained
+            prefix); its n slots count as the prompt's.
+    """
+
+    def __init__(self, slots: Slots, before: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
         self.slots = slots
+        self.before = before
+        self.ahead = before[0].shape[2] if before is not None else 0  # n
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make room for the prompt; the rest grows as beams part."""
         batch, heads, length, width = key_states.shape
-        size = length + min(self.slots.room, 64)
+        size = self.ahead + length + min(self.slots.room, 64)
         # (B, S, H, E): a slot is contiguous, so a step writes K rows and nothing moves.
         self.keys = key_states.new_zeros(batch, size, heads, width)
         self.values = value_states.new_zeros(batch, size, value_states.shape[1], value_states.shape[-1])
@@ -115,6 +123,9 @@ class TreeLayer(CacheLayerMixin):
         assert self.values is not None
         used = self.slots.prompt + self.slots.high
         if self.slots.new is None:
+            if self.before is not None:
+                key_states = torch.cat([self.before[0].to(key_states.dtype), key_states], 2)
+                value_states = torch.cat([self.before[1].to(value_states.dtype), value_states], 2)
             self.keys[:, :used] = key_states.transpose(1, 2)
             self.values[:, :used] = value_states.transpose(1, 2)
             return key_states, value_states
@@ -136,15 +147,35 @@ class TreeLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the mask; asked for the prompt only, later masks are given whole."""
-        return query_length, 0
+        return self.ahead + query_length, 0
 
     def get_seq_length(self) -> int:
         """Slots in use."""
-        return self.slots.prompt + self.slots.high if self.is_initialized else 0
+        return self.slots.prompt + self.slots.high if self.is_initialized else self.ahead
 
     def get_max_length(self) -> int:
         """Slots that there can be."""
         return self.slots.prompt + self.slots.room
+
+
+def prompted(model: Any) -> bool:
+    """Whether PEFT wrapped the model with a trained prompt or prefix."""
+    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
+
+
+def split_prefix(model: Any, batch: int) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
+    """The causal LM without PEFT's wrapper where that holds a prefix (Li and Liang 2021), and the prefix's keys and
+    values by layer.
+
+    Raises:
+        InputError: another kind of trained prompt.
+    """
+    if not prompted(model):
+        return model, []
+    if model.active_peft_config.peft_type != PeftType.PREFIX_TUNING:
+        raise InputError(f"adapter {model.active_peft_config.peft_type.value}: of trained prompts, prefixes are read")
+    found = model.get_prompt(batch_size=batch)
+    return model.get_base_model(), [(layer.keys, layer.values) for layer in found.layers]
 
 
 class HuggingFaceStepper:
@@ -171,6 +202,7 @@ class HuggingFaceStepper:
         num_beams: int,
         max_new_tokens: int,
     ) -> None:
+        model, before = split_prefix(model, len(attention_mask))
         config = model.config.get_text_config()
         kind = config._attn_implementation
         if kind not in ATTENTION:
@@ -186,14 +218,12 @@ class HuggingFaceStepper:
             )
         self.window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
         self.by_type = "sliding_attention" in layer_types
-        self.model, self.inputs_embeds, self.input_ids, self.attention_mask = (
-            model,
-            inputs_embeds,
-            input_ids,
-            attention_mask,
-        )
-        self.slots = Slots(attention_mask.bool(), num_beams, max_new_tokens)
-        self.layers = [TreeLayer(self.slots) for _ in range(config.num_hidden_layers)]
+        self.model, self.inputs_embeds, self.input_ids = model, inputs_embeds, input_ids
+        self.ahead = before[0][0].shape[2] if before else 0
+        self.attention_mask = torch.nn.functional.pad(attention_mask, (self.ahead, 0), value=1)
+        self.slots = Slots(self.attention_mask.bool(), num_beams, max_new_tokens)
+        count = config.num_hidden_layers
+        self.layers = [TreeLayer(self.slots, pair) for pair in before or [None] * count]
         self.cache = Cache(layers=list(self.layers))
         self.dtype: torch.dtype = model.dtype
 
@@ -204,7 +234,7 @@ class HuggingFaceStepper:
             input_ids=self.input_ids,
             inputs_embeds=self.inputs_embeds,
             attention_mask=self.attention_mask,
-            position_ids=positions,
+            position_ids=positions[:, self.ahead :],
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,

@@ -13,8 +13,10 @@ are theirs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,6 +81,17 @@ def add_adapter(model: PreTrainedModel, spec: AdapterSpec) -> PeftModel:
         return get_peft_model(model, _peft_config(model, spec))  # type: ignore[return-value]
     except ValueError as error:
         raise ValueError(f"adapter {spec.type!r}: {' '.join(str(error).split())[:250]}") from None
+
+
+def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
+    """Wraps a frozen model with the adapter in a PEFT folder, ready to be trained further."""
+    kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
+    # PEFT loads prompts for use only; a prefix is taken as it lies in the embedding either way.
+    wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=kind != "PREFIX_TUNING")  # type: ignore[arg-type]
+    for name, parameter in wrapped.named_parameters():
+        if "prompt_encoder." in name:
+            parameter.requires_grad_(True)
+    return wrapped
 
 
 def _peft_config(model: PreTrainedModel, spec: AdapterSpec) -> PeftConfig:

@@ -81,6 +81,10 @@ def load_language_model(
         raise ValueError(f"{path}: the tokenizer has no end token, so no report would ever end")
     if quantize != "none":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        for module in model.modules():
+            if type(module).__name__ == "Linear4bit":
+                # On CPUs it would repack its weights for bf16 at the first evaluation and round otherwise from then on.
+                module.support_avx512bf16_for_cpu = False
     return model, tokenizer
 
 
@@ -120,11 +124,11 @@ def _quantization(kind: str, dtype: str) -> BitsAndBytesConfig | None:
 def fingerprint(folder: Path) -> str:
     """Names the weights in a Hugging Face folder, whatever precision they are stored in.
 
-    Sixty-four evenly spaced values of every tensor, as float16, and its name and shape: a model that was trained on
-    differs in all tensors, a copy in another precision in none. Reads kilobytes of a folder of gigabytes.
+    Sixty-four evenly spaced values of every tensor, as float16, its name and shape, and the family: a model that was
+    trained on differs in all tensors, a copy in another precision in none. Reads kilobytes of a folder of gigabytes.
 
     Raises:
-        ValueError: no safetensors file, or a broken one.
+        ValueError: no safetensors file, or a broken one, or no config.json.
     """
     digest = hashlib.sha256()
     files = sorted(folder.glob("*.safetensors"))
@@ -143,8 +147,9 @@ def fingerprint(folder: Path) -> str:
                     # float16 is the coarsest that checkpoints are stored in.
                     numbers = torch.cat(few).to(torch.float16).numpy().tobytes() if few else b""
                     found[name] = json.dumps(shape).encode() + numbers
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder}: a broken safetensors file: {error}") from None
+        digest.update(str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")).encode())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{folder}: a broken config.json or safetensors file: {error}") from None
     for name in sorted(found):
         digest.update(name.encode() + found[name])
     return digest.hexdigest()
