@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from vlm.generation.banks import share_out
+from vlm.generation.judging import Judges
 from vlm.generation.settings import BeamSettings
+from vlm.generation.trace import Recorder
 from vlm.generation.tracker import Tracked, Tracker
 
 NEVER = -1.0e9
@@ -36,6 +38,7 @@ class Offers:
     beams: Tensor
     tokens: Tensor
     tracked: Tracked | None = None
+    paid: Tensor | None = None  # penalties of the judges, in the scores already
 
     def join(self, other: Offers, usable: Tensor) -> Offers:
         """These and the `usable` ones of others, both without constraint states."""
@@ -49,7 +52,8 @@ class Offers:
         scores, logprobs, beams, tokens = (
             f.gather(1, index) for f in (self.scores, self.logprobs, self.beams, self.tokens)
         )
-        return Offers(scores, logprobs, beams, tokens, tracked)
+        paid = None if self.paid is None else self.paid.gather(1, index)
+        return Offers(scores, logprobs, beams, tokens, tracked, paid)
 
 
 @dataclass(slots=True)
@@ -62,6 +66,7 @@ class Running:
         logprobs: (B, K) float32.
         tracked: their constraint states, (B, K).
         step: number of new tokens.
+        paid: (B, K) float32, penalties of the judges, in the scores already; None without judges.
     """
 
     tokens: Tensor
@@ -69,6 +74,7 @@ class Running:
     logprobs: Tensor
     tracked: Tracked | None
     step: int = 0
+    paid: Tensor | None = None
 
 
 class Proposer:
@@ -79,11 +85,20 @@ class Proposer:
         tracker: its constraints, or None.
         ends: (V,) bool, the end tokens.
         prompt_ids: (B, N), counted in n-gram blocking; None for a prompt of embeddings.
+        judges: who make contradictions cost; None for nobody.
+        trace: who notes what was refused; None for nobody.
     """
 
     def __init__(
-        self, settings: BeamSettings, tracker: Tracker | None, ends: Tensor, prompt_ids: Tensor | None
+        self,
+        settings: BeamSettings,
+        tracker: Tracker | None,
+        ends: Tensor,
+        prompt_ids: Tensor | None,
+        judges: Judges | None = None,
+        trace: Recorder | None = None,
     ) -> None:
+        self.judges, self.trace = judges, trace
         self.settings, self.tracker, self.ends, self.prompt_ids = settings, tracker, ends, prompt_ids
         self.keep = max(2, 1 + len(settings.eos_token_ids)) * settings.num_beams  # C
 
@@ -95,9 +110,26 @@ class Proposer:
         logits = self._block(logits, beams)
         if self.tracker is not None and beams.tracked is not None:
             return self._bound_offers(logits, total, beams, self.tracker, beams.tracked)
-        pool = self._pool(logits, total, beams, min(self.keep, logits.shape[1] * logits.shape[-1]))
+        wanted = self.keep + (SPARE if self.judges else 0)
+        pool = self._pool(logits, total, beams, min(wanted, logits.shape[1] * logits.shape[-1]))
         pool.logprobs = pool.logprobs + beams.logprobs.gather(1, pool.beams)
-        return pool
+        if self.judges is None:
+            return pool
+        self._judge(pool, beams, self.judges)
+        return pool.pick(pool.scores.topk(min(self.keep, pool.scores.shape[1]))[1])
+
+    def _judge(self, offers: Offers, beams: Running, judges: Judges) -> None:
+        """Let the best offers pay for what they contradict."""
+        assert beams.paid is not None
+        most = min(2 * self.keep, offers.scores.shape[1])
+        live = (offers.scores >= offers.scores.topk(most)[0][:, -1:]) & (offers.scores > NEVER / 2)
+        paid = judges.penalties(beams.paid, beams.tokens, beams.step, offers.beams, offers.tokens, live, self.ends)
+        more = paid - beams.paid.gather(1, offers.beams)
+        if self.trace is not None:
+            reasons = {"contradiction": more > 0}
+            self.trace.refused(beams.tokens, beams.step, offers.beams, offers.tokens, offers.scores, reasons)
+        offers.scores = offers.scores - more
+        offers.paid = paid
 
     def _pool(self, logits: Tensor, total: Tensor, beams: Running, count: int) -> Offers:
         """The best `count` continuations of each study, best first."""
@@ -137,10 +169,15 @@ class Proposer:
             enough = torch.where(short, (4 * enough).clamp(max=size), enough)
             count = int(enough.max())
         allowed[:, :count] &= looked
+        offered = offers.scores
         bonus = tracker.bonus(before, after, offers.tokens)
         offers.scores = offers.scores.masked_fill(~allowed, -math.inf) + bonus
         offers.logprobs = offers.logprobs + beams.logprobs.gather(1, offers.beams)
         offers.tracked = after
+        if self.trace is not None:
+            self.trace.refused(beams.tokens, beams.step, offers.beams, offers.tokens, offered, tracker.refused)
+        if self.judges is not None:
+            self._judge(offers, beams, self.judges)
         if tracker.has_must:
             return offers.pick(share_out(offers.scores, tracker.levels(after), tracker.max_level, self.keep))
         return offers.pick(offers.scores.topk(min(self.keep, offers.scores.shape[1]))[1])

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vlm.generation.automaton import AFTER_SPACE, fold, is_word
 from vlm.generation.compiling import CompiledConstraints
-from vlm.generation.negation import BROKEN, FIRST_DENIAL, FORBIDDEN, PADDING, PLAIN, SPACE, STOP, UNDENIED
 from vlm.generation.constraints import RULES
+from vlm.generation.negation import BROKEN, FIRST_DENIAL, FORBIDDEN, PADDING, PLAIN, REQUIRED, SPACE, STOP, UNDENIED
 from vlm.generation.settings import BeamSettings
 from vlm.generation.structure import LOST, fillers, sentence_table
 from vlm.types import InputError
@@ -67,6 +67,7 @@ class ConstraintTables:
         self.remembers = any("repeat_sentences" in rules for entry in distinct for rules in entry.rules)
         self.has_sets = any(entry.names for entry in distinct)
         self.forbids = bool((self.events & (FORBIDDEN | UNDENIED)).any())
+        self.may_deny = bool((self.events & (FORBIDDEN | REQUIRED)).any())
         self.undenied = bool((self.events & UNDENIED).any())
         self.has_soft = any(entry.weights.any() or entry.rules[1] for entry in distinct)
 

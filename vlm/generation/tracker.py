@@ -96,7 +96,9 @@ class Tracker(ConstraintTables):
     """States of a batch's beams under its constraints."""
 
     tracing = False
-    """Keep what each rule refused, in `refused`."""
+    """Keep what each rule refused of the last offers, in `refused`."""
+
+    refused: dict[str, Tensor]
 
     def start(self, batch: int, width: int) -> Tracked:
         """State before the first token."""
@@ -164,16 +166,14 @@ class Tracker(ConstraintTables):
         broken = torch.zeros_like(met)
         half = torch.zeros_like(ends)
         vocabulary_row = self.shift[:, None] * self.term_width
-        reads = bool(self.denying[assertion].any())
+        reads = self.may_deny and bool(self.denying[assertion].any())
         for position in range(longest):
-            if at_boundary[position] or reads:
-                # Inside a word only a denial reads letters; all else changes behind the word.
-                if self.has_sets or self.forbids or at_boundary[position]:
-                    meaning = rows // self.term_width + self.shift[:, None]
-                    met, early = self._meet(meaning, assertion, met, frames, boundary[position])
-                    broken |= early
-                    assertion = self._assert(meaning, assertion, class_[position])
-                    reads = (self.forbids or self.has_must) and bool(self.denying[assertion].any())
+            if at_boundary[position] or reads:  # inside a word only a denial reads letters
+                meaning = rows // self.term_width + self.shift[:, None]
+                met, early = self._meet(meaning, assertion, met, frames, boundary[position])
+                broken |= early
+                assertion = self._assert(meaning, assertion, class_[position])
+                reads = self.may_deny and bool(self.denying[assertion].any())
             column = rows + term_class[position]
             if self.has_vocabulary:
                 half |= self.breaks[column + vocabulary_row]
@@ -250,7 +250,7 @@ class Tracker(ConstraintTables):
             missed = (missing & self.frame_passed[after.frame]) != 0
         if self.has_count:
             closed = ((after.begun >> 2) >= self.most) & ((after.begun & 3) != INSIDE)
-            missed = missed | (closed & ((missing & ~self._pending(after)) != 0))
+            missed = missed | (closed & ((missing & ~self.pending(after)) != 0))
         return missed
 
     def _named_rules(self, broken: Tensor) -> dict[str, Tensor]:
@@ -284,7 +284,7 @@ class Tracker(ConstraintTables):
         absurd."""
         missing = self.hard[:, None] & ~before.met
         under_way = missing & self.inside[self._meaning(before.terms)]
-        reached = missing & (self.inside[self._meaning(after.terms)] | self._pending(after))
+        reached = missing & (self.inside[self._meaning(after.terms)] | self.pending(after))
         again = (under_way & reached != 0) & (self._progress(after, missing) <= self._progress(before, missing))
         begins = (reached & ~under_way != 0) | again
         at_start = (before.sentence == 0) & self.may_open[tokens]
@@ -306,7 +306,7 @@ class Tracker(ConstraintTables):
         left = self.settings.max_new_tokens - step - 1  # tokens behind this one
         rules = [allowed & apt]
         if self.is_late(step):
-            missing = missing & ~self._pending(after)
+            missing = missing & ~self.pending(after)
             need = self._need(after, missing) + self._denial_need(after, missing) + self._shape_need(after)
             stops = ((missing[..., None] >> self.bits) & 1).sum(-1) - (after.sentence == 0).long()
             in_time = (need <= left) | (need == 0)
@@ -363,7 +363,7 @@ class Tracker(ConstraintTables):
         need = torch.where(plain, term_ends.float(), self.to_deny[state.assertion])
         return need * ~self.free[:, None]
 
-    def _pending(self, state: Tracked) -> Tensor:
+    def pending(self, state: Tracked) -> Tensor:
         """Bits of the terms that end here, if a boundary follows."""
         any_bits = self.any_bits[:, None]
         here = self.meets[self._meaning(state.terms)] & (self.unnegated_bits[state.assertion] | any_bits)
@@ -402,13 +402,13 @@ class Tracker(ConstraintTables):
 
     def _term_tokens(self, state: Tracked, step: int) -> list[Tensor]:
         """Tokens that begin or carry on a missing required term, or end the sentence before it."""
-        missing = self.hard[:, None] & ~(state.met | self._pending(state))  # (B, K)
+        missing = self.hard[:, None] & ~(state.met | self.pending(state))  # (B, K)
         blocked = self.negated[state.assertion]
         usable = torch.where(blocked, missing & ~self.asserted[:, None], missing)
         if self.has_frame:
             usable = usable & self.frame_counts[state.frame]
         if self.has_order:
-            turn = ((((state.met | self._pending(state)) & self.hard[:, None]) << 1) | 1) & usable
+            turn = ((((state.met | self.pending(state)) & self.hard[:, None]) << 1) | 1) & usable
             usable = torch.where(self.ordered != 0, turn, usable)
         meaning = self._meaning(state.terms)
         row = self.row_of[meaning]
@@ -424,7 +424,7 @@ class Tracker(ConstraintTables):
 
     def levels(self, state: Tracked) -> Tensor:
         """How far each offer (B, X) has come: twice the required sets met, one more with a term under way."""
-        met = (state.met | self._pending(state)) & self.hard[:, None]
+        met = (state.met | self.pending(state)) & self.hard[:, None]
         number = ((met[..., None] >> self.bits) & 1).sum(-1)
         usable = torch.where(self.negated[state.assertion], ~self.asserted[:, None], -1)
         under_way = self.inside[self._meaning(state.terms)] & self.hard[:, None] & ~met & usable
@@ -457,7 +457,7 @@ class Tracker(ConstraintTables):
     def unmet(self, state: Tracked, cut: Tensor) -> Tensor:
         """Bits of what answers (B, C) don't hold; `cut` marks those that end without an end token. Bit `ASSERTED`: a
         forbidden assertion; those of `RULE_BITS`: a hard rule."""
-        met = state.met | torch.where(cut, self._pending(state), 0)
+        met = state.met | torch.where(cut, self.pending(state), 0)
         broken = torch.where(cut, self._breaks_at_end(state), self.broken[state.assertion]) & ~self.free[:, None]
         bits = (self.hard[:, None] & ~met) | (broken.long() << ASSERTED)
         if not self.has_rules:

@@ -2,7 +2,8 @@
 
 A term of several words is begun when its first word is written, and owed from then on: every letter must go on with it
 or with another term of the terminology, until one is complete. A beginning that is a term itself owes nothing, so
-"pleural" may stand alone where the terminology holds it. Where the text's end is a beginning of two terms at once ("left pleural", of "left pleural plaque"
+"pleural" may stand alone where the terminology holds it.
+Where the text's end is a beginning of two terms at once ("left pleural", of "left pleural plaque"
 and "pleural effusion"), either may follow.
 
 Shapes: `S` states of the term automaton, `C` classes of bytes.
@@ -36,7 +37,7 @@ class Halves:
 
 def compile_vocabulary(terms: Sequence[bytes], automaton: Automaton, table: TokenTable) -> Halves:
     """Compiles folded terms that the automaton knows."""
-    states, width = automaton.moves.shape
+    states = len(automaton.moves)
     nodes = {term[:size] for term in terms for size in range(1, len(term) + 1)}
     whole = set(terms)
     ids = {text: automaton.nodes[text] for text in nodes}
