@@ -27,6 +27,7 @@ from vlm.data.examples import choose_views
 from vlm.data.files import read_json, write_atomic
 from vlm.data.images import file_kind, load_image
 from vlm.data.phantoms.chest_ct import phantom_study, write_phantom
+from vlm.data.slices import Score
 from vlm.data.sources import read_studies
 from vlm.data.windows import window_of
 from vlm.evaluation.baselines import Settings
@@ -64,7 +65,7 @@ class Job:
 
     Args:
         out: folder to write to.
-        settings: for the pipeline. window: what `gather_studies` was given, for the record.
+        settings: for the pipeline. window, slices: what `gather_studies` was given, for the record.
         fhir, dicom_sr: write these too.
         overwrite: start anew where `out` holds reports of another run.
         title: of the page.
@@ -73,6 +74,7 @@ class Job:
     out: Path
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     window: str | None = None
+    slices: str | None = None
     fhir: bool = False
     dicom_sr: bool = False
     overwrite: bool = False
@@ -103,6 +105,8 @@ def gather_studies(
     split: str | None = None,
     window: str | None = None,
     limit: int | None = None,
+    slices: str | None = None,
+    score: Score | None = None,
 ) -> list[Study]:
     """Reads the studies of several paths; ids that two paths share are told apart by a number.
 
@@ -111,15 +115,17 @@ def gather_studies(
         format, split: passed on.
         window: "CENTRE/WIDTH" or a name of `vlm.data.windows.WINDOWS`, for every image that has Hounsfield units.
         limit: keep the first so many.
+        slices, score: which slices of volumes are kept (`vlm.data.slices`), by the same window.
 
     Raises:
         InputError: a path that cannot be read, an unknown window, no study.
     """
     window_pair = None if window is None else window_of(window)
+    windowed = None if score is None else lambda image: score(replace(image, window=window_pair or image.window))
     studies: list[Study] = []
     taken: set[str] = set()
     for path in dict.fromkeys(paths):
-        for study in read_studies(path, format, split):
+        for study in read_studies(path, format, split, slices, windowed):
             name, number = study.id, 2
             while name in taken:
                 name, number = f"{study.id}-{number}", number + 1
@@ -174,7 +180,7 @@ def run_batch(pipeline: Pipeline, studies: Sequence[Study], job: Job, watch: Wat
 def _claim(job: Job, pipeline: Pipeline) -> None:
     """Makes the folder this run's own, or refuses it."""
     settings = {k: v for k, v in asdict(job.settings).items() if k not in ("batch_size", "attention")}
-    settings["window"] = job.window
+    settings["window"], settings["slices"] = job.window, job.slices
     mine = json.loads(json.dumps({"checkpoint": pipeline.checkpoint.hash, "settings": settings}))
     record = job.out / "run.json"
     if job.out.exists() and not job.out.is_dir():
@@ -207,7 +213,7 @@ def _write_report(
     pipeline: Pipeline, study: Study, report: Report, job: Job, reports: GrowingFile, spool: GrowingFile
 ) -> None:
     """The page's entry first: a report that has a line always has an entry."""
-    chosen = choose_views(study.images, pipeline.checkpoint.config.data.max_views)
+    chosen = choose_views(study.images, job.settings.max_views or pipeline.checkpoint.config.data.max_views)
     # Decoded again rather than kept: a window of the pipeline's studies would hold gigabytes of pixels.
     images = [load_image(image) if i in chosen else image for i, image in enumerate(study.images)]
     seen = replace(study, images=images)

@@ -20,8 +20,9 @@ from vlm.checkpoint import Checkpoint, load_checkpoint
 from vlm.config import Generation
 from vlm.data.batches import Collator, move
 from vlm.data.examples import Example, ExampleBuilder
+from vlm.models.detection import select_boxes
 from vlm.seeing import Seer
-from vlm.types import InputError, Report, Study, StudyBatch
+from vlm.types import InputError, Report, Study, StudyBatch, StudyImage
 from vlm.writing import GenerationSettings, Writer
 
 __all__ = ["FailedStudy", "GenerationSettings", "Pipeline"]
@@ -82,7 +83,8 @@ class Pipeline:
             ready: dict[int, Example] = {}
             for index, study in enumerate(window):
                 try:
-                    ready[index] = self.builder.build(replace(study, report=None, findings=None, boxes=None))
+                    bare = replace(study, report=None, findings=None, boxes=None)
+                    ready[index] = self.builder.build(bare, settings.max_views)
                 except InputError as error:
                     done[index] = FailedStudy(study.id, str(error))
             for batch in _by_size(ready, size):
@@ -90,6 +92,24 @@ class Pipeline:
                 done.update(zip(batch, found, strict=True))
             for index, study in enumerate(window):
                 yield study, done[index]
+
+    @torch.inference_mode()
+    def lesion_score(self, image: StudyImage) -> float:
+        """The score of the surest box on one image: what `--slices mls` ranks slices by.
+
+        Raises:
+            InputError: the image shows nothing, or the checkpoint has no detection head.
+        """
+        detection = self.checkpoint.config.model.detection
+        if not detection.enabled:
+            raise InputError("slices by lesion score need a checkpoint with a detection head; choose uniform or mip")
+        example = self.builder.build(Study("slice", [image]))
+        dense = self.model.encode(self.on_device(self.collate([example]))).dense
+        assert dense is not None
+        (found,) = select_boxes(dense, example.size, 0.0, detection.nms_iou)
+        spoken = self.checkpoint.calibration.modalities.get(example.modality.value, self.checkpoint.labels)
+        pairs = zip(found.scores.tolist(), found.classes.tolist(), strict=True)
+        return max((score for score, kind in pairs if detection.labels[kind] in spoken), default=0.0)
 
     def on_device(self, batch: StudyBatch) -> StudyBatch:
         """The batch where the model is."""

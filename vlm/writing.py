@@ -39,7 +39,7 @@ class GenerationSettings:
         steer: let the findings' probabilities constrain the text. blank: replace every image by a grey one (to test
             that it matters).
         attention: keep attention maps for heat maps.
-        num_beams, batch_size: override the checkpoint's.
+        num_beams, batch_size, max_views: override the checkpoint's.
     """
 
     must: tuple[str, ...] = ()
@@ -49,6 +49,7 @@ class GenerationSettings:
     attention: bool = True
     num_beams: int | None = None
     batch_size: int | None = None
+    max_views: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,13 @@ def generate(
     window: Annotated[
         str | None, typer.Option(metavar="NAME|C/W", help="CT window: lung, bone, ... or CENTRE/WIDTH such as 40/400.")
     ] = None,
+    slices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND:N",
+            help="Slices of a volume to look at: uniform:8, mls:8 (surest boxes) or mip:8 (slabs).",
+        ),
+    ] = None,
     format: Annotated[str, typer.Option(help="Layout of the data set, see `vlm data --help`.")] = "auto",
     split: Annotated[str | None, typer.Option(help="Only studies of this split.")] = None,
     fhir: Annotated[bool, typer.Option("--fhir", help="Write FHIR R4 DiagnosticReports too.")] = False,
@@ -39,13 +46,20 @@ def generate(
 
     calm_libraries()
     from vlm.batch import Job, gather_studies, run_batch
+    from vlm.data.slices import SliceRule
     from vlm.pipeline import GenerationSettings, Pipeline
 
-    studies = gather_studies(paths, format, split, window, limit)
-    settings = GenerationSettings(tuple(must or ()), tuple(must_not or ()), num_beams=num_beams, batch_size=batch_size)
-    pipeline = Pipeline.load(checkpoint)
+    rule = None if slices is None else SliceRule.parse(slices)
+    ranked = Pipeline.load(checkpoint) if rule is not None and rule.kind == "mls" else None
+    score = None if ranked is None else ranked.lesion_score
+    studies = gather_studies(paths, format, split, window, limit, slices, score)
+    settings = GenerationSettings(
+        tuple(must or ()), tuple(must_not or ()), num_beams=num_beams, batch_size=batch_size,
+        max_views=None if rule is None else rule.most,
+    )  # fmt: skip
+    pipeline = ranked or Pipeline.load(checkpoint)
     with watching(len(studies)) as watch:
-        outcome = run_batch(pipeline, studies, Job(out, settings, window, fhir, dicom_sr, overwrite), watch)
+        outcome = run_batch(pipeline, studies, Job(out, settings, window, slices, fhir, dicom_sr, overwrite), watch)
     console = Console(soft_wrap=True)
     for failure in outcome.failed[:10]:
         console.print(f"failed: {failure.study_id}: {failure.message}", style="yellow", markup=False, highlight=False)

@@ -54,6 +54,7 @@ from vlm.data.windows import MODEL_CT_WINDOW, apply_range, apply_window, window_
 from vlm.types import InputError, Modality, StudyImage
 
 MAX_INFLATED = 1 << 30
+MAX_FRAMES = 100_000
 MAX_WHOLE = 1 << 28  # larger files are read frame by frame
 # What pydicom and its decoders raise on bytes that make no sense.
 BROKEN = (
@@ -73,6 +74,8 @@ class SliceHeader:
         modality: None when unknown. frames: number of frames.
         position: distance in mm along the slices' normal; None without position tags.
         instance: InstanceNumber; None when unknown.
+        frame_positions: as `position`, of every frame of an enhanced object; () for any other.
+        uid: SOPInstanceUID; for joining files only, never to be written anywhere.
     """
 
     series: str | None
@@ -80,6 +83,8 @@ class SliceHeader:
     frames: int
     position: float | None
     instance: float | None
+    frame_positions: tuple[float, ...] = ()
+    uid: str | None = None
 
 
 def read_dicom(path: Path, window: tuple[float, float] | str | None = None, frame: int | None = None) -> StudyImage:
@@ -126,15 +131,24 @@ def read_slice_header(path: Path) -> SliceHeader:
     """
     with _quiet():
         header = _parse(path)
-        directions, position = orientation_of(header), numbers(header, "ImagePositionPatient", 3)
-        along = None if directions is None or position is None else float(np.cross(*directions) @ np.array(position))
+        frames = count_of_frames(header)
+        along = [_along(header, i) for i in range(min(frames, MAX_FRAMES) if frames > 1 else 0)]
         return SliceHeader(
             text(header, "SeriesInstanceUID"),
             modality_of(header),
-            count_of_frames(header),
-            along,
+            frames,
+            _along(header, 0),
             number(header, "InstanceNumber"),
+            tuple(a for a in along if a is not None) if frames == len(along) and None not in along else (),
+            text(header, "SOPInstanceUID"),
         )
+
+
+def _along(header: Dataset, frame: int) -> float | None:
+    """Position of a frame in mm along its normal."""
+    directions = orientation_of(header, frame)
+    position = numbers(functional(header, frame, "PlanePositionSequence"), "ImagePositionPatient", 3)
+    return None if directions is None or position is None else float(np.cross(*directions) @ np.array(position))
 
 
 @contextlib.contextmanager

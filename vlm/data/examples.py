@@ -106,13 +106,16 @@ class ExampleBuilder:
             out[name] = above or below or rest
         return out
 
-    def build(self, study: Study) -> Example:
+    def build(self, study: Study, most: int | None = None) -> Example:
         """Decodes the images and tokenises the report.
+
+        Args:
+            study: with images. most: views that are looked at; None for the configuration's.
 
         Raises:
             InputError: an image cannot be read or shows nothing.
         """
-        chosen = choose_views(study.images, self.config.max_views)
+        chosen = choose_views(study.images, most or self.config.max_views)
         if not chosen:
             raise InputError(f"study {study.id}: has no image")
         images = [load_image(study.images[i]) for i in chosen]

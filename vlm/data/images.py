@@ -67,10 +67,14 @@ def load_image(image: StudyImage) -> StudyImage:
         return image
     if image.path is None:
         raise InputError("an image of the study has neither a path nor pixels")
-    read = read_image(image.path, image.window, image.frame)
+    read = _projected(image) if image.slab else read_image(image.path, image.window, image.frame)
     assert read.pixels is not None
     return replace(
         read,
+        path=image.path,
+        frame=read.frame if image.frame is None else image.frame,
+        place=image.place,
+        slab=image.slab,
         pixels=blackened(read.pixels, image.masked) if image.masked else read.pixels,
         masked=image.masked,
         view=image.view or read.view,
@@ -78,6 +82,21 @@ def load_image(image: StudyImage) -> StudyImage:
         spacing_mm=image.spacing_mm or read.spacing_mm,
         window=image.window,
     )
+
+
+def _projected(image: StudyImage) -> StudyImage:
+    """The middle slice of a slab with the maximum of all its slices."""
+    read: StudyImage | None = None
+    for path, frame in image.slab:
+        part = read_image(path, image.window, frame)
+        if read is None or read.pixels is None:
+            read = part
+            continue
+        if part.pixels is None or part.pixels.shape != read.pixels.shape:
+            raise InputError(f"{path}: the slices of a slab have different sizes; choose other key slices than mip")
+        np.maximum(read.pixels, part.pixels, out=read.pixels)
+    assert read is not None
+    return read
 
 
 def blackened(pixels: np.ndarray, rectangles: tuple[tuple[float, float, float, float], ...]) -> np.ndarray:

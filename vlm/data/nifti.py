@@ -96,6 +96,23 @@ def count_slices(path: Path) -> int:
     return int(image.shape[axes[2]]) if len(axes) > 2 else 1
 
 
+def slice_positions(path: Path) -> list[float]:
+    """Position in mm of each axial slice of a volume, from the feet up (NIfTI's z runs to the head, as DICOM's does).
+
+    Raises:
+        InputError: not NIfTI, or too large.
+    """
+    image, axes, flips = _open(path)
+    if len(axes) < 3:
+        return [0.0]
+    count = int(image.shape[axes[2]])
+    if count > MAX_SLICES:
+        raise InputError(f"{path}: the volume has {count} slices; at most {MAX_SLICES:,} are read")
+    first, step = float(image.affine[2, 3]), float(image.affine[2, axes[2]])
+    positions = [first + i * step for i in range(count)]
+    return positions[::-1] if flips[2] else positions
+
+
 def _open(path: Path) -> tuple[Any, tuple[int, ...], tuple[bool, ...]]:
     """The image, its axes that run right-left, front-back and along the body, and which of them must be turned."""
     try:

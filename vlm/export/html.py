@@ -6,9 +6,9 @@ is made; the page is put together from the entries one by one. So neither the pi
 studies is ever held in memory, and a browser decodes a study only when it is opened. The page loads nothing from
 anywhere (its content policy forbids it).
 
-Page entry: {"id", "images": [{"src", "thumb", "width", "height", "view", "modality", "mm", "marks"}], "clinical",
-"sections", "sentences", "findings", "boxes", "unmet", "heat": {label: {"h", "w", "data": [base64 per image]}},
-"truth"?}; a failed study's is {"id", "error"}. `mm` is the width of one displayed pixel.
+Page entry: {"id", "images": [{"src", "thumb", "width", "height", "view", "modality", "mm", "marks", "slice"}],
+"clinical", "sections", "sentences", "findings", "boxes", "unmet", "heat": {label: {"h", "w", "data": [base64 per
+image]}}, "truth"?}; a failed study's is {"id", "error"}. `mm` is the width of one displayed pixel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from vlm.export.files import whole_file
-from vlm.export.jsonl import report_to_dict
+from vlm.export.jsonl import report_to_dict, slice_to_dict
 from vlm.types import Report, Study, StudyImage, View
 
 MARKED_VIEWS = (View.FRONTAL, View.AXIAL, View.CORONAL)
@@ -88,6 +88,7 @@ def _image_entry(image: StudyImage, max_side: int) -> dict[str, Any]:
         "modality": None if image.modality is None else str(image.modality),
         "mm": None if image.spacing_mm is None else image.spacing_mm[1],
         "marks": image.view in MARKED_VIEWS,
+        "slice": slice_to_dict(image.place),
     }
 
 

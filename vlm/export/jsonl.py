@@ -4,13 +4,14 @@
 
     {"id", "sections": {"findings", "impression"?}, "text",
      "findings": [{"label", "probability", "certainty", "side", "boxes"}],
-     "boxes": [{"xyxy", "label", "image", "confidence"}],
+     "boxes": [{"xyxy", "label", "image", "confidence", "slice"?, "position_mm"?}],
      "sentences": [{"text", "section", "labels", "boxes", "status", "confidence"}],
-     "images": [{"file", "view", "modality", "width", "height"}], "unmet": [...]}
+     "images": [{"file", "view", "modality", "width", "height", "slice"?}], "unmet": [...]}
 
 `text` is the findings section, or the impression where there is no findings section: what text metrics score. Boxes
-are in pixels of the image as displayed (`vlm.types`). Of a file's path only its name is kept. A study that failed is
-`{"id", "error"}` in a file of its own.
+are in pixels of the image as displayed (`vlm.types`). On a slice of a volume a box names it: "slice" counts from 0 in
+the order of positions. An image's "slice" is {"first", "last", "count", "position_mm"?}; a slab has several. Of a
+file's path only its name is kept. A study that failed is `{"id", "error"}` in a file of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, Literal, cast
 
 from knowledge.ontology import Certainty
 from vlm.export.files import whole_file
-from vlm.types import SECTIONS, Box, Finding, InputError, Report, Sentence, Study
+from vlm.types import SECTIONS, Box, Finding, InputError, Report, Sentence, SlicePlace, Study
 
 DECIMALS = 4
 """Digits kept of probabilities; boxes keep two (hundredths of a pixel)."""
@@ -61,6 +62,7 @@ def report_to_dict(report: Report, study: Study | None = None) -> dict[str, Any]
                 "label": b.label,
                 "image": b.image,
                 "confidence": _number(b.confidence),
+                **_slice_of(b, study),
             }
             for b in report.boxes
         ],
@@ -80,6 +82,22 @@ def report_to_dict(report: Report, study: Study | None = None) -> dict[str, Any]
     }
 
 
+def slice_to_dict(place: SlicePlace | None) -> dict[str, Any] | None:
+    """Where a slice lies in its volume, as plain JSON values; None for an image that is not of a volume."""
+    if place is None:
+        return None
+    position = {} if place.position_mm is None else {"position_mm": round(place.position_mm, 2)}
+    return {"first": place.first, "last": place.last, "count": place.count, **position}
+
+
+def _slice_of(box: Box, study: Study | None) -> dict[str, Any]:
+    place = study.images[box.image].place if study is not None and box.image < len(study.images) else None
+    if place is None:
+        return {}
+    middle = (place.first + place.last + 1) // 2
+    return {"slice": middle} | ({} if place.position_mm is None else {"position_mm": round(place.position_mm, 2)})
+
+
 def _image_to_dict(study: Study, index: int) -> dict[str, Any]:
     image = study.images[index]
     height, width = image.pixels.shape if image.pixels is not None else (None, None)
@@ -89,6 +107,7 @@ def _image_to_dict(study: Study, index: int) -> dict[str, Any]:
         "modality": None if image.modality is None else str(image.modality),
         "width": width,
         "height": height,
+        **({} if image.place is None else {"slice": slice_to_dict(image.place)}),
     }
 
 

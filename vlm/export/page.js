@@ -138,7 +138,7 @@ function sheet(n) {
   if (state.boxes) state.entry.boxes.forEach((box, i) => draw(box, i, false));
   const frame = make("div", { class: "cell" }, node);
   if (image.marks) node.append(make("span", { class: "mark left", title: "the patient's right" }, "R"), make("span", { class: "mark right", title: "the patient's left" }, "L"));
-  const words = [image.modality, image.view].filter(Boolean).map((w) => (w === "ct" || w === "mr" || w === "us" ? w.toUpperCase() : w === "xray" ? "X-ray" : w)).join(" · ");
+  const words = [image.modality, image.view].filter(Boolean).map((w) => (w === "ct" || w === "mr" || w === "us" ? w.toUpperCase() : w === "xray" ? "X-ray" : w)).concat(image.slice ? [sliceName(image.slice)] : []).join(" · ");
   if (words) node.append(make("span", { class: "caption" }, words));
   if (image.mm) {
     const wide = image.mm * image.width;
@@ -147,6 +147,10 @@ function sheet(n) {
   }
   zoomable(frame, node);
   return frame;
+}
+function sliceName(place) {  // counted from 1, as viewers do
+  const at = place.first === place.last ? `slice ${place.first + 1}` : `slices ${place.first + 1}–${place.last + 1}`;
+  return `${at} of ${place.count}${place.position_mm === undefined ? "" : ` at ${place.position_mm} mm`}`;
 }
 function heat(image, map, n) {
   const raw = Uint8Array.from(atob(map.data[n] || ""), (c) => c.charCodeAt(0));
@@ -290,7 +294,8 @@ function light(what) {
 function tray(what) {
   const { entry } = state;
   const show = (label) => { const f = ground(label) || { label, probability: null, boxes: [] }; return make("span", { class: "ground" }, make("span", {}, `${title(label)}${f.side ? ` (${f.side})` : ""}`), meter(f), make("span", {}, percent(f.probability))); };
-  const boxLine = (numbers) => numbers.map((i) => entry.boxes[i]).filter(Boolean).map((b) => `${plain(b.label)}${entry.images.length > 1 ? ` on ${entry.images[b.image] && entry.images[b.image].view || `image ${b.image + 1}`}` : ""}${b.confidence === null ? "" : ` ${b.confidence.toFixed(2)}`}`).join(" · ");
+  const where = (image, n) => (image && image.slice ? sliceName(image.slice) : image && image.view || `image ${n + 1}`);
+  const boxLine = (numbers) => numbers.map((i) => entry.boxes[i]).filter(Boolean).map((b) => `${plain(b.label)}${entry.images.length > 1 ? ` on ${where(entry.images[b.image], b.image)}` : ""}${b.confidence === null ? "" : ` ${b.confidence.toFixed(2)}`}`).join(" · ");
   if (what && what.sentence !== undefined) {
     const s = entry.sentences[what.sentence];
     const lines = [make("p", { class: "said" }, s.text),

@@ -4,6 +4,10 @@ scan.png                         one study
 a_frontal.png  a_lateral.png     one study "a" of two views (also -frontal, _pa, _ap, _lat, _lateral)
 case7/1.png    case7/2.png       one study "case7": a subfolder of at most 8 pictures
 class/0001.png ... 0900.png      a larger subfolder holds one study a picture
+ct/1.dcm ... ct/300.dcm          a CT or MR series: one study of 300 slices ordered by position
+volume.nii.gz, enhanced.dcm      one study of all its slices or frames
+
+Volumes come whole, each slice with its place; `vlm.data.slices` keeps a bounded set of them.
 """
 
 from __future__ import annotations
@@ -11,13 +15,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from vlm.data.dicom import SliceHeader, read_slice_header
 from vlm.data.images import DICOM_SUFFIXES, IMAGE_SUFFIXES, NIFTI_SUFFIXES, file_kind
+from vlm.data.slices import placed
 from vlm.types import InputError, Modality, Study, StudyImage, View
 
 MAX_TOGETHER = 8
-MAX_SLICES = 8
+MAX_FRAMES = 10_000
 MAX_FILES = 2_000_000
 SUFFIXES = IMAGE_SUFFIXES + DICOM_SUFFIXES + NIFTI_SUFFIXES
 _VIEW = re.compile(r"^(?P<stem>.+)[_\- ](?P<view>frontal|pa|ap|lateral|lat)$", re.IGNORECASE)
@@ -53,8 +60,8 @@ def read_folder(root: Path) -> list[Study]:
         series, files = _series(files)
         for number, slices in enumerate(series, start=1):
             name = relative or root.resolve().name
-            chosen = [StudyImage(slices[i]) for i in key_slices(len(slices))]
-            studies.append(Study(name if len(series) == 1 else f"{name}/series{number}", chosen, source=root.name))
+            images = placed([StudyImage(file) for _, file in slices], [header.position for header, _ in slices])
+            studies.append(Study(name if len(series) == 1 else f"{name}/series{number}", images, source=root.name))
         paired = any(view_of(f.name)[1] for f in files)
         if relative and len(files) <= MAX_TOGETHER and not paired:
             groups.setdefault(relative + "/files" * bool(series), []).extend(files)
@@ -66,11 +73,6 @@ def read_folder(root: Path) -> list[Study]:
     if not studies:
         raise InputError(f"{root}: holds no image ({', '.join(SUFFIXES)} are read)")
     return sorted(studies, key=lambda study: study.id)
-
-
-def key_slices(count: int, most: int = MAX_SLICES) -> list[int]:
-    """Indices of at most `most` of `count` slices, evenly spread, each in the middle of its part."""
-    return list(range(count)) if count <= most else [int((i + 0.5) * count / most) for i in range(most)]
 
 
 def image_files(root: Path) -> Iterator[tuple[Path, list[Path]]]:
@@ -114,40 +116,51 @@ def _is_image(path: Path) -> bool:
         return False
 
 
-def _series(files: list[Path]) -> tuple[list[list[Path]], list[Path]]:
+def _series(files: list[Path]) -> tuple[list[list[tuple[SliceHeader, Path]]], list[Path]]:
     """(series of two or more CT or MR slices, each ordered by position; the other files)."""
-    from vlm.data.dicom import SliceHeader, read_slice_header
-
     found: dict[str, list[tuple[SliceHeader, Path]]] = {}
     for file in files if len(files) > 1 else ():
-        try:
-            if file.name.lower().endswith(IMAGE_SUFFIXES) or file_kind(file) != "DICOM":
-                continue
-            header = read_slice_header(file)
-        except InputError:
-            continue  # it stays a study of its own, and says what is wrong when it is read
-        if header.series and header.modality in (Modality.CT, Modality.MR) and header.frames == 1:
+        header = _header(file)
+        if header and header.series and header.modality in (Modality.CT, Modality.MR) and header.frames == 1:
             found.setdefault(header.series, []).append((header, file))
     series = []
     for slices in found.values():
         if len(slices) > 1 and all(h.position is not None for h, _ in slices):
-            series.append([f for _, f in sorted(slices, key=lambda x: (x[0].position or 0.0, x[0].instance or 0.0))])
-    taken = {file for one in series for file in one}
+            series.append(sorted(slices, key=lambda x: (x[0].position or 0.0, x[0].instance or 0.0)))
+    taken = {file for one in series for _, file in one}
     return series, [f for f in files if f not in taken]
 
 
+def _header(file: Path) -> SliceHeader | None:
+    """A DICOM file's header; None for any other file, and for a broken one, which says so itself when it is read."""
+    try:
+        if file.name.lower().endswith(IMAGE_SUFFIXES) or file_kind(file) != "DICOM":
+            return None
+        return read_slice_header(file)
+    except InputError:
+        return None
+
+
 def _images(path: Path) -> list[StudyImage]:
-    """The file as images: one, or the key slices of a volume."""
+    """The file as images: one, or the slices of a volume, or the frames of a DICOM file in the order of position."""
     view = view_of(path.name)[1]
     if path.name.lower().endswith(NIFTI_SUFFIXES):
-        from vlm.data.nifti import count_slices
+        from vlm.data.nifti import slice_positions
 
         try:
-            count = count_slices(path)
+            positions = slice_positions(path)
         except InputError:
             return [StudyImage(path, view=view)]
-        return [StudyImage(path, frame=i) for i in key_slices(count)] if count > 1 else [StudyImage(path)]
-    return [StudyImage(path, view=view)]
+        if len(positions) < 2:
+            return [StudyImage(path)]
+        return placed([StudyImage(path, frame=i) for i in range(len(positions))], positions)
+    header = _header(path)
+    if header is None or not 1 < header.frames <= MAX_FRAMES:
+        return [StudyImage(path, view=view)]
+    along = header.frame_positions
+    order = sorted(range(header.frames), key=along.__getitem__) if along else list(range(header.frames))
+    frames = [StudyImage(path, view=view, frame=i) for i in order]
+    return placed(frames, [along[i] if along else None for i in order])
 
 
 def _studies(name: str, files: list[Path], root: Path) -> Iterator[Study]:
@@ -158,4 +171,9 @@ def _studies(name: str, files: list[Path], root: Path) -> Iterator[Study]:
             yield Study(file.relative_to(root).as_posix(), _images(file), source=root.name)
         return
     order = sorted(range(len(files)), key=lambda i: (views[i] is View.LATERAL, files[i].name))
-    yield Study(name, [image for i in order for image in _images(files[i])], source=root.name)
+    images: list[StudyImage] = []
+    for number, index in enumerate(order):
+        images += [
+            i if i.place is None else replace(i, place=replace(i.place, series=number)) for i in _images(files[index])
+        ]
+    yield Study(name, images, source=root.name)

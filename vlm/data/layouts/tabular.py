@@ -18,18 +18,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from knowledge.ontology import Certainty
 from vlm.data.files import inside, read_json_lines, read_table, sections_of, write_atomic
-from vlm.types import SECTIONS, Box, Finding, InputError, Modality, Study, StudyImage, View
+from vlm.types import SECTIONS, Box, Finding, InputError, Modality, SlicePlace, Study, StudyImage, View
 
 NEEDED = ("id", "image")
 _KEYS = {"id", "images", "clinical", "findings", "boxes", "report", "patient", "split", "source"}
-_IMAGE_KEYS = {"file", "view", "modality", "spacing_mm", "window", "frame", "masked"}
+_IMAGE_KEYS = {"file", "view", "modality", "spacing_mm", "window", "frame", "masked", "slice", "slab"}
+_SLICE_KEYS = {"first", "last", "count", "position_mm", "series"}
 _SIDES = ("left", "right", "bilateral")
 _CHECKED = 20
 _Value = TypeVar("_Value", bound=StrEnum)
@@ -119,22 +120,25 @@ def as_record(study: Study, folder: Path) -> dict[str, Any]:
 def _image_record(image: StudyImage, study: str, folder: Path) -> dict[str, Any]:
     if image.path is None:
         raise InputError(f"study {study}: an image has no file; write the pixels to a file first")
-    try:
-        file = image.path.resolve().relative_to(folder.resolve()).as_posix()
-    except ValueError:
-        raise InputError(
-            f"study {study}: {image.path} lies outside {folder}; write the list above its images"
-        ) from None
     record = {
-        "file": file,
+        "file": _relative(image.path, study, folder),
         "view": image.view,
         "modality": image.modality,
         "spacing_mm": image.spacing_mm,
         "window": image.window,
         "frame": image.frame,
         "masked": image.masked or None,
+        "slice": None if image.place is None else {k: v for k, v in asdict(image.place).items() if v is not None},
+        "slab": [{"file": _relative(path, study, folder), "frame": frame} for path, frame in image.slab] or None,
     }
     return {key: value for key, value in record.items() if value is not None}
+
+
+def _relative(path: Path, study: str, folder: Path) -> str:
+    try:
+        return path.resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        raise InputError(f"study {study}: {path} lies outside {folder}; write the list above its images") from None
 
 
 def _finding_record(finding: Finding) -> dict[str, Any]:
@@ -274,9 +278,31 @@ def _image(entry: dict[str, Any], line: _Line) -> StudyImage:
         modality=line.choice(entry, "modality", Modality, Modality),
         spacing_mm=spacing,
         window=window,
-        frame=None if entry.get("frame") is None else line.whole(entry["frame"], "frame"),
+        frame=_frame(entry, line),
         masked=tuple(line.rectangle(x) for x in entry.get("masked") or ()),
+        place=None if entry.get("slice") is None else _place(entry["slice"], line),
+        slab=tuple(
+            (inside(line.file.parent, str(part.get("file", "")), line.file), _frame(part, line))
+            for part in line.objects(entry, "slab") or ()
+        ),
     )
+
+
+def _frame(entry: dict[str, Any], line: _Line) -> int | None:
+    return None if entry.get("frame") is None else line.whole(entry["frame"], "frame")
+
+
+def _place(entry: Any, line: _Line) -> SlicePlace:
+    if not isinstance(entry, dict):
+        line.fail('\'slice\' is an object such as {"first": 4, "last": 4, "count": 120, "position_mm": -75.0}')
+    line.known(entry, _SLICE_KEYS, "a slice")
+    first, count = line.whole(entry.get("first"), "first"), line.whole(entry.get("count"), "count")
+    last = line.whole(entry.get("last", first), "last")
+    if not first <= last < count:
+        line.fail(f"slice {first} to {last} of {count}: slices are counted from 0")
+    position = entry.get("position_mm")
+    where = None if position is None else line.numbers([position], 1, "position_mm")[0]
+    return SlicePlace(first, last, count, where, line.whole(entry.get("series", 0), "series"))
 
 
 def _box(entry: dict[str, Any], images: int, line: _Line) -> Box:
