@@ -63,6 +63,7 @@ class Calibration:
         seen: label -> probability from which the prompt names it (the best F1 on validation).
         modalities: modality -> labels that training held present and absent examples of; of others nothing is said. A
             modality that is not named is given every label.
+        sentences: (slope, offset) for the logit of a sentence's confidence.
     """
 
     findings: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class Calibration:
     box_threshold: float | None = None
     modalities: dict[str, list[str]] = field(default_factory=dict)
     seen: dict[str, float] = field(default_factory=dict)
+    sentences: tuple[float, float] = (1.0, 0.0)
 
 
 @dataclass(slots=True)
@@ -312,7 +314,7 @@ def load_checkpoint(folder: Path | None = None, quantize: str | None = None) -> 
         graph,
         config,
         label_list(graph, config.model.knowledge.view),
-        _calibration(record["calibration"]),
+        read_calibration(record["calibration"]),
         record["metrics"],
         hashlib.sha256((folder / RECORD).read_bytes()).hexdigest(),
     )
@@ -346,13 +348,15 @@ def _check_language(folder: Path, record: dict[str, Any], language: torch.nn.Mod
         )
 
 
-def _calibration(saved: dict[str, Any]) -> Calibration:
-    """JSON has no tuples."""
+def read_calibration(saved: dict[str, Any]) -> Calibration:
+    """From a record: JSON has no tuples."""
     pairs = {name: (pair[0], pair[1]) for name, pair in saved["findings"].items()}
     boxes = (saved["boxes"][0], saved["boxes"][1])
+    slope, offset = saved.get("sentences", (1.0, 0.0))  # checkpoints before 0.2 have none
     return Calibration(
-        pairs, saved["upper"], saved["lower"], boxes, saved["box_threshold"], saved["modalities"], saved["seen"]
-    )
+        pairs, saved["upper"], saved["lower"], boxes, saved["box_threshold"], saved["modalities"], saved["seen"],
+        (slope, offset),
+    )  # fmt: skip
 
 
 def _sha256(path: Path) -> str:

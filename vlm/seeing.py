@@ -84,6 +84,7 @@ class Seer:
                 [widths.get(i, 0) for i in range(max(widths) + 1)],
                 self.thresholds,
                 self.least,
+                calibration.sentences,
             )
             maps = {name: value for name, value in maps.items() if name in spoken}
             out.append(Seen(evidence, boxes[row], maps))

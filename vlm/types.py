@@ -215,6 +215,7 @@ class Report:
         boxes: detections, by falling confidence; faint ones too, which no finding and no sentence points at.
         attention: label -> (V, h, w) float32 array per view, each summing to 1 over all views; for heat maps.
         unmet: constraints that the report could not hold, by name.
+        abstained: sentences that were left out because their confidence was too low (`--abstain`).
         trace: how the beams went, as plain JSON values; None unless asked for (`--trace`):
             {"steps": [{"step": int, "beams": [{"text": str, "score": float, "state": {constraint: "open" | "held" |
             "banned"}, "bank": int}], "cut": [{"text": str, "rule": str}]}]}.
@@ -230,6 +231,7 @@ class Report:
     unmet: tuple[str, ...] = ()
     trace: dict[str, Any] | None = None
     explanation: dict[str, Any] | None = None
+    abstained: tuple[Sentence, ...] = ()
 
 
 @dataclass(slots=True)

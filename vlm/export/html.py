@@ -129,7 +129,7 @@ def page_entry(study: Study, report: Report, seen: Sequence[int] | None = None, 
     row.pop("text")
     renumber = {n: m for m, n in enumerate(n for n, b in enumerate(report.boxes) if b.image in shown)}
     row["boxes"] = [{**row["boxes"][n], "image": shown[report.boxes[n].image]} for n in renumber]
-    for part in (*row["findings"], *row["sentences"]):
+    for part in (*row["findings"], *row["sentences"], *row.get("abstained", ())):
         part["boxes"] = [renumber[n] for n in part["boxes"] if n in renumber]
     views = {shown[i]: v for v, i in enumerate(seen if seen is not None else range(len(study.images))) if i in shown}
     said = {label for s in report.sentences for label in s.labels}

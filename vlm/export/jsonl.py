@@ -6,7 +6,8 @@
      "findings": [{"label", "probability", "certainty", "side", "boxes"}],
      "boxes": [{"xyxy", "label", "image", "confidence", "slice"?, "position_mm"?}],
      "sentences": [{"text", "section", "labels", "boxes", "status", "confidence"}],
-     "images": [{"file", "view", "modality", "width", "height", "slice"?}], "unmet": [...]}
+     "images": [{"file", "view", "modality", "width", "height", "slice"?}], "unmet": [...],
+     "abstained"?: [sentences that were left out as too uncertain]}
 
 `text` is the findings section, or the impression where there is no findings section: what text metrics score. Boxes
 are in pixels of the image as displayed (`vlm.types`). On a slice of a volume a box names it: "slice" counts from 0 in
@@ -66,20 +67,27 @@ def report_to_dict(report: Report, study: Study | None = None) -> dict[str, Any]
             }
             for b in report.boxes
         ],
-        "sentences": [
-            {
-                "text": s.text,
-                "section": s.section,
-                "labels": list(s.labels),
-                "boxes": list(s.boxes),
-                "status": s.status,
-                "confidence": _number(s.confidence),
-            }
-            for s in report.sentences
-        ],
+        "sentences": [_sentence_to_dict(s) for s in report.sentences],
         "images": [] if study is None else [_image_to_dict(study, index) for index in range(len(study.images))],
         "unmet": list(report.unmet),
+        **({"abstained": [_sentence_to_dict(s) for s in report.abstained]} if report.abstained else {}),
     }
+
+
+def _sentence_to_dict(s: Sentence) -> dict[str, Any]:
+    return {
+        "text": s.text,
+        "section": s.section,
+        "labels": list(s.labels),
+        "boxes": list(s.boxes),
+        "status": s.status,
+        "confidence": _number(s.confidence),
+    }
+
+
+def _sentence_from_dict(s: Mapping[str, Any]) -> Sentence:
+    status = cast(Literal["supported", "unsupported", "contradicted"], s["status"])
+    return Sentence(s["text"], s["section"], tuple(s["labels"]), tuple(s["boxes"]), status, s["confidence"])
 
 
 def slice_to_dict(place: SlicePlace | None) -> dict[str, Any] | None:
@@ -121,17 +129,7 @@ def report_from_dict(row: Mapping[str, Any]) -> Report:
         return Report(
             study_id=str(row["id"]),
             sections={str(k): str(v) for k, v in row["sections"].items()},
-            sentences=tuple(
-                Sentence(
-                    s["text"],
-                    s["section"],
-                    tuple(s["labels"]),
-                    tuple(s["boxes"]),
-                    cast(Literal["supported", "unsupported", "contradicted"], s["status"]),
-                    s["confidence"],
-                )
-                for s in row.get("sentences", ())
-            ),
+            sentences=tuple(_sentence_from_dict(s) for s in row.get("sentences", ())),
             findings=tuple(
                 Finding(
                     f["label"],
@@ -147,6 +145,7 @@ def report_from_dict(row: Mapping[str, Any]) -> Report:
                 for b in row.get("boxes", ())
             ),
             unmet=tuple(row.get("unmet", ())),
+            abstained=tuple(_sentence_from_dict(s) for s in row.get("abstained", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"report {row.get('id', '?')!r}: not a line that vlm generate writes ({error!r})") from error

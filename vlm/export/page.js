@@ -200,6 +200,7 @@ function report() {
   if (clinical.length) head.push(make("div", { class: "clinical" }, ...clinical.map(([name, text]) => make("p", {}, `${title(name)}: ${text}`))));
   if (entry.error) { $("report").replaceChildren(...head, make("p", { class: "notice" }, `Failed: ${entry.error}`)); return; }
   if (entry.unmet.length) head.push(make("p", { class: "notice" }, `The report could not hold: ${entry.unmet.join("; ")}`));
+  for (const s of entry.abstained || []) head.push(make("p", { class: "notice" }, `Left out as too uncertain (${s.status === "contradicted" ? "contradicted by what was seen" : `confidence ${(s.confidence ?? 0).toFixed(2)}`}): ${s.text}`));
   const beside = state.truth && entry.truth && Object.keys(entry.truth.sections).length;
   const texts = make("div", { class: "texts", id: "texts" });
   const own = make("section", { "aria-label": "Generated report" }, beside ? make("p", { class: "who" }, "Generated") : null);

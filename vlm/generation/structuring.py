@@ -18,6 +18,7 @@ statement: p for present, 1 - p for absent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,7 +27,7 @@ from knowledge.graph import KnowledgeGraph
 from knowledge.ontology import Certainty
 from knowledge.rules import contradictions
 from vlm.generation.steering import NEUTRAL, Threshold
-from vlm.types import SECTIONS, Box, Sentence
+from vlm.types import SECTIONS, Box, InputError, Report, Sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Evidence:
         widths: pixel width of each image, to tell a box's side; empty when unknown, then sides are not compared.
         thresholds: label -> cuts; `NEUTRAL` where there is none.
         least: confidence from which a box counts.
+        platt: slope and offset that calibrate the logit of a sentence's confidence.
     """
 
     probabilities: Mapping[str, float]
@@ -46,6 +48,7 @@ class Evidence:
     widths: Sequence[int] = ()
     thresholds: Mapping[str, Threshold] | None = None
     least: float = 0.0
+    platt: tuple[float, float] = (1.0, 0.0)
 
     def cut(self, label: str) -> Threshold:
         """The label's cuts."""
@@ -119,7 +122,7 @@ class Structurer:
                 own = [mention for mention in mentions if mention.sentence == number]
                 said += [(mention, len(rows)) for mention in own]
                 statements = tuple(statement for mention in own for statement in self.statements(mention, evidence))
-                rows.append((_sentence(text[start:end].strip(), section, statements), statements))
+                rows.append((_sentence(text[start:end].strip(), section, statements, evidence.platt), statements))
         for loser in self._losers(said, rows):
             rows[loser] = (replace(rows[loser][0], status="contradicted"), rows[loser][1])
         return tuple(sentence for sentence, _ in rows)
@@ -208,18 +211,42 @@ def _least(statements: Sequence[Statement]) -> float:
     return min((s.confidence for s in statements if s.confidence is not None), default=0.5)
 
 
-def _sentence(text: str, section: str, statements: tuple[Statement, ...]) -> Sentence:
+def calibrated(confidence: float, platt: tuple[float, float]) -> float:
+    """A confidence in [0, 1] by slope and offset of its logit."""
+    slope, offset = platt
+    if (slope, offset) == (1.0, 0.0):
+        return confidence
+    clipped = min(max(confidence, 1e-4), 1 - 1e-4)
+    return 1.0 / (1.0 + math.exp(-(slope * math.log(clipped / (1 - clipped)) + offset)))
+
+
+def _sentence(text: str, section: str, statements: tuple[Statement, ...], platt: tuple[float, float]) -> Sentence:
     labels = tuple(dict.fromkeys(statement.label for statement in statements))
     boxes = tuple(sorted({box for statement in statements for box in statement.boxes}))
     verdicts = [statement.verdict for statement in statements]
     confidences = [statement.confidence for statement in statements if statement.confidence is not None]
     status = "contradicted" if -1 in verdicts else "supported" if 1 in verdicts else "unsupported"
-    confidence = min(confidences) if confidences and status != "unsupported" else None
+    confidence = calibrated(min(confidences), platt) if confidences and status != "unsupported" else None
     return Sentence(text, section, labels, boxes, status, confidence)  # type: ignore[arg-type]
 
 
 def abstain(sentences: Sequence[Sentence], least: float) -> tuple[tuple[Sentence, ...], tuple[Sentence, ...]]:
     """Sentences to keep, and those left out because they are contradicted or their confidence is below `least` in [0,
     1]."""
+    if not 0.0 <= least <= 1.0:
+        raise InputError(f"abstain is {least}: it must lie in [0, 1]")
     out = [s for s in sentences if s.status == "contradicted" or (s.confidence is not None and s.confidence < least)]
     return tuple(s for s in sentences if s not in out), tuple(out)
+
+
+def withhold(report: Report, least: float) -> Report:
+    """The report without the sentences whose confidence is below `least` in [0, 1]; `abstained` names them.
+
+    A section of which nothing is left stays, empty, so that a reader sees that it was withheld.
+    """
+    kept, out = abstain(report.sentences, least)
+    sections = {
+        name: " ".join(s.text for s in kept if s.section == name) if any(s.section == name for s in out) else text
+        for name, text in report.sections.items()
+    }
+    return replace(report, sections=sections, sentences=kept, abstained=report.abstained + out)
