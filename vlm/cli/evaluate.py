@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
+    from vlm.types import Study
+
 
 def evaluate(
     predictions: Annotated[list[str], typer.Argument(help="Files of generated reports; or `review DIR`.")],
@@ -127,35 +129,63 @@ def _rerun(checkpoint: Path, source: Path | None, split: str | None, limit: int,
     """Runs a checkpoint on true, blank, swapped and mirrored images, prints what changed, and returns it by name."""
     from dataclasses import replace
 
-    from vlm.data.images import load_image
-    from vlm.data.sources import read_studies
-    from vlm.evaluation.perturb import compare_reruns, print_reruns, rerun_numbers, summary_of
+    from vlm.cli.progress import calm_libraries, watching
+
+    calm_libraries()
+    from vlm.evaluation.reruns import Seen, compare_reruns, print_reruns, rerun_numbers, summary_of
     from vlm.pipeline import GenerationSettings, Pipeline
     from vlm.types import InputError, Report
 
-    if source is None:
-        raise InputError("--perturb with --checkpoint needs the studies: give --studies")
-    chosen = read_studies(source, split=split)[:limit]
-    chosen = [replace(s, images=[load_image(image) for image in s.images]) for s in chosen if s.images]
-    if not chosen:
-        raise InputError(f"{source}: no study with images to rerun; give --studies with the images' folder or file")
+    chosen = _with_pixels(source, split, limit, console)
     pipeline, plain = Pipeline.load(checkpoint), GenerationSettings(attention=False)
+    # Consensus draws take most of a report's time and choose among texts of the same images: all runs do without.
+    config = pipeline.checkpoint.config
+    config.generation = config.generation.model_copy(update={"samples": 0})
+    variants = {"true": (chosen, plain), "blank": (chosen, replace(plain, blank=True))}
+    if len(chosen) > 1:
+        swapped = [replace(s, images=chosen[(n + 1) % len(chosen)].images) for n, s in enumerate(chosen)]
+        variants["swapped"] = (swapped, plain)
     mirrored = [replace(s, images=[replace(i, pixels=_mirror(i.pixels)) for i in s.images]) for s in chosen]
-    swapped = [replace(s, images=chosen[(n + 1) % len(chosen)].images) for n, s in enumerate(chosen)]
-    runs = {}
-    for name, variant, settings in (
-        ("true", chosen, plain),
-        ("blank", chosen, replace(plain, blank=True)),
-        ("swapped", swapped, plain),
-        ("mirrored", mirrored, plain),
-    ):
-        reports = [report for _, report in pipeline.reports(variant, settings) if isinstance(report, Report)]
-        runs[name] = {report.study_id: summary_of(report) for report in reports}
+    variants["mirrored"] = (mirrored, plain)
+    runs: dict[str, dict[str, Seen]] = {}
+    with watching(len(variants) * len(chosen)) as watch:
+        for name, (variant, settings) in variants.items():
+            runs[name] = {}
+            for study, report in pipeline.reports(variant, settings):
+                watch(study, report)
+                if isinstance(report, Report):
+                    runs[name][report.study_id] = summary_of(report)
     if not runs["true"]:
-        raise InputError(f"{source}: none of {len(chosen)} studies could be read")
-    rows = [compare_reruns(runs["true"], runs[name], name) for name in ("blank", "swapped", "mirrored")]
+        raise InputError(f"{source}: the checkpoint could not read any of {len(chosen)} studies; see `vlm generate`")
+    written = {s.id: s.report.get("findings") or s.report.get("impression") or "" for s in chosen if s.report}
+    rows = [compare_reruns(runs["true"], run, name, written) for name, run in runs.items()]
     print_reruns(rows, console)
     return rerun_numbers(rows)
+
+
+def _with_pixels(source: Path | None, split: str | None, limit: int, console: Console) -> list[Study]:
+    """Reads the first studies that have images, pixels included; one that can't be read is left out with a note."""
+    from dataclasses import replace
+
+    from vlm.data.images import load_image
+    from vlm.data.sources import read_studies
+    from vlm.types import InputError
+
+    if source is None:
+        raise InputError("--perturb with --checkpoint needs the studies: give --studies")
+    found: list[Study] = []
+    for study in read_studies(source, split=split):
+        if len(found) == limit:
+            break
+        if not study.images:
+            continue
+        try:
+            found.append(replace(study, images=[load_image(image) for image in study.images]))
+        except InputError as error:
+            console.print(f"left out: {study.id}: {error}", style="yellow", markup=False, highlight=False)
+    if not found:
+        raise InputError(f"{source}: no study with images to rerun; give --studies with the images' folder or file")
+    return found
 
 
 def _mirror(pixels: np.ndarray | None) -> np.ndarray | None:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,7 +159,18 @@ def print_tables(result: Evaluation, console: Console, verbose: bool = True) -> 
     if verbose:
         for name in (*MAIN, "finding_f1_macro", "coded_f1_macro"):
             if name in result.signatures:
-                console.print(result.signatures[name], style="dim", markup=False, highlight=False, soft_wrap=True)
+                lines = wrap_signature(result.signatures[name])
+                console.print("\n".join(lines), style="dim", markup=False, highlight=False)
+
+
+def wrap_signature(signature: str) -> list[str]:
+    """Returns a signature in lines of at most `WIDTH`, broken before a bar; joined without their indent they are it."""
+    lines = [""]
+    for part in re.split(r"(?=\|)", signature):
+        if len(lines[-1]) + len(part) > WIDTH:
+            lines.append("  ")
+        lines[-1] += part
+    return lines
 
 
 def footnotes(result: Evaluation) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the metrics notice when reports are made wrong, and what a model's reports notice when its images are.
+"""What the metrics notice when reports are made wrong (`reruns.py`: what a model's reports notice when its images are).
 
 A report whose every negation is flipped says the opposite, and one whose sides are swapped names the wrong lung; n-gram
 scores hardly move. Each row is scored beside the text as it was.
@@ -7,7 +7,7 @@ scores hardly move. Each row is scored beside the text as it was.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -19,7 +19,6 @@ from vlm.evaluation.meteor import meteor
 from vlm.evaluation.resampling import Score
 from vlm.evaluation.text import index_texts, text_scores
 from vlm.evaluation.tokens import make_profile
-from vlm.types import Report
 
 SHOWN = ("bleu4", "rougeL", "meteor", "cider", "finding_f1_micro", "contradicted", "omissions", "laterality")
 _HEADERS = ("BLEU-4", "ROUGE-L", "METEOR", "CIDEr", "F1", "opposite", "omitted", "side")
@@ -128,6 +127,13 @@ def _finding_scores(texts: Sequence[str], references: Sequence[str]) -> list[Sco
 
 def print_perturbations(joined: Joined, clinical: bool, seed: int, console: Console) -> None:
     """Prints what the metrics notice: on the references themselves as perfect reports, and on each system's reports."""
+    console.print(
+        "The same reports with every negation flipped, every side swapped, or given to other patients. BLEU-4 to CIDEr "
+        "are the text metrics;\nF1, opposite (findings that the reference denies, a report), omitted and side are read "
+        "from the texts.",
+        markup=False,
+        highlight=False,
+    )
     for name, texts in {"perfect reports": joined.references, **joined.systems}.items():
         rows = perturb_texts(texts, joined.references, clinical, seed)
         kept = [(key, header) for key, header in zip(SHOWN, _HEADERS, strict=True) if key in rows[0].scores]
@@ -143,102 +149,3 @@ def print_perturbations(joined: Joined, clinical: bool, seed: int, console: Cons
         console.print(f"What the metrics notice: {name}", style="bold", markup=False)
         console.print(table)
         console.print()
-
-
-@dataclass(frozen=True, slots=True)
-class Rerun:
-    """What changed when a checkpoint saw other images.
-
-    Args:
-        name: what was done to the images.
-        studies: number of studies.
-        changed: share of the studies whose report differs.
-        overlap: mean ROUGE-L between the new report and the old one.
-        findings: mean absolute change of the finding probabilities.
-        boxes: mean number of boxes, before and after.
-    """
-
-    name: str
-    studies: int
-    changed: float
-    overlap: float
-    findings: float
-    boxes: tuple[float, float]
-
-
-def compare_reruns(
-    before: Mapping[str, tuple[str, Mapping[str, float], int]],
-    after: Mapping[str, tuple[str, Mapping[str, float], int]],
-    name: str,
-) -> Rerun:
-    """Compares a checkpoint's reports on the true images with those on perturbed ones.
-
-    Args:
-        before, after: study id -> report, finding -> probability, number of boxes; studies in both are compared.
-        name: what was done to the images.
-
-    Raises:
-        ValueError: no study is in both.
-    """
-    ids = [key for key in before if key in after]
-    if not ids:
-        raise ValueError("no study has a report on both the true and the perturbed images")
-    profile = make_profile("canonical")
-    old = [profile.prediction(before[key][0]) for key in ids]
-    new = [profile.prediction(after[key][0]) for key in ids]
-    index, systems = index_texts(old, {"new": new})
-    overlap = next(s.value for s in text_scores(index, systems["new"]) if s.name == "rougeL")
-    gaps = [
-        abs(after[key][1][label] - p) for key in ids for label, p in before[key][1].items() if label in after[key][1]
-    ]
-    return Rerun(
-        name,
-        len(ids),
-        sum(a != b for a, b in zip(old, new, strict=True)) / len(ids),
-        overlap,
-        sum(gaps) / len(gaps) if gaps else float("nan"),
-        (sum(before[key][2] for key in ids) / len(ids), sum(after[key][2] for key in ids) / len(ids)),
-    )
-
-
-def summary_of(report: Report) -> tuple[str, dict[str, float], int]:
-    """Returns a report's text, finding -> probability, and number of boxes: what reruns are compared by."""
-    text = " ".join(report.sections.values())
-    return text, {f.label: f.probability for f in report.findings if f.probability is not None}, len(report.boxes)
-
-
-def rerun_numbers(rows: Sequence[Rerun]) -> dict[str, float]:
-    """Returns the numbers of reruns by name: `changed_blank`, `overlap_blank`, `findings_blank`, ..."""
-    out: dict[str, float] = {}
-    for row in rows:
-        out |= {
-            f"changed_{row.name}": row.changed,
-            f"overlap_{row.name}": row.overlap,
-            f"findings_{row.name}": row.findings,
-        }
-    return out
-
-
-def print_reruns(rows: Sequence[Rerun], console: Console) -> None:
-    """Prints what changed, one line a perturbation."""
-    table = Table(box=None, padding=(0, 1))
-    for column in (
-        "images",
-        "studies",
-        "reports changed",
-        "ROUGE-L to before",
-        "change of findings",
-        "boxes before, after",
-    ):
-        table.add_column(column, justify="left" if column == "images" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.name,
-            str(row.studies),
-            f"{row.changed:.1%}",
-            f"{row.overlap:.3f}",
-            f"{row.findings:.3f}",
-            f"{row.boxes[0]:.2f}, {row.boxes[1]:.2f}",
-        )
-    console.print("Does it look at the image? The checkpoint rerun on perturbed images", style="bold", markup=False)
-    console.print(table)

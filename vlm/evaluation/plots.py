@@ -32,11 +32,14 @@ def make_plots(result: Evaluation, lengths: Sequence[int]) -> dict[str, bytes]:
     plots = {"scores": _figure(lambda axes: _draw_scores(axes, result), (9.0, 3.8))}
     if len(result.ids) >= 8:
         plots["length"] = _figure(lambda axes: _draw_length(axes, result, np.asarray(lengths)), (6.4, 4.0))
-    for name, (truth, scores) in result.probabilities.items():
+    # Without finding probabilities, a study's most confident box of a class stands for its probability.
+    cases = {name: (table.case_truth, table.case_confidence) for name, table in result.detection.items()}
+    probabilities = {**cases, **result.probabilities}
+    for name, (truth, scores) in probabilities.items():
         kept = [label for label in truth if label in scores and 0 < truth[label].sum() < len(truth[label])]
         kept = sorted(kept, key=lambda label: -int(truth[label].sum()))[:MOST_LABELS]
         if kept:
-            suffix = "" if len(result.probabilities) == 1 else f"_{name.replace('/', '_')}"
+            suffix = "" if len(probabilities) == 1 else f"_{name.replace('/', '_')}"
             curves = {label: (truth[label], scores[label]) for label in kept}
             plots[f"roc{suffix}"] = _figure(partial(_draw_roc, curves=curves))
             plots[f"pr{suffix}"] = _figure(partial(_draw_pr, curves=curves), (7.4, 4.6))
@@ -117,7 +120,7 @@ def _draw_pr(axes: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> No
     for label, (truth, scores) in curves.items():
         recall, precision = precision_recall(truth, scores)
         area = float((np.diff(np.r_[0.0, recall]) * precision).sum())
-        axes.plot(recall, precision, lw=1.4, label=f"{label[:28]} {area:.2f}")
+        axes.plot(recall, precision, lw=1.4, drawstyle="steps-pre", label=f"{label[:28]} {area:.2f}")
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
     axes.set_ylim(0, 1.02)
@@ -154,10 +157,22 @@ def _draw_froc(axes: Axes, result: Evaluation) -> None:
             drawstyle="steps-post",
             label=f"{name}, mean sensitivity {curve.mean:.2f}",
         )
+        classes = (
+            table.froc_by_class if 1 < len(table.froc_by_class) <= MOST_LABELS and len(result.detection) == 1 else {}
+        )
+        for place, (label, own) in enumerate(classes.items(), 1):
+            axes.plot(
+                own.false_positives,
+                own.sensitivity,
+                color=f"C{place}",
+                lw=0.9,
+                drawstyle="steps-post",
+                label=f"{label[:24]}, {own.mean:.2f}",
+            )
     axes.set_xlabel("false positives an image")
     axes.set_ylabel("sensitivity (IoU 0.5)")
     axes.set_ylim(0, 1.02)
     highest = max(float(table.froc.false_positives[-1]) for table in result.detection.values())
     axes.set_xlim(0, min(8.0, max(1.0, 1.1 * highest)))
-    axes.set_title("FROC, all classes")
+    axes.set_title("FROC, all classes pooled and by class")
     axes.legend(frameon=False, fontsize=8, loc="lower right")

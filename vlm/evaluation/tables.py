@@ -62,8 +62,8 @@ def _auc_table(name: str, aucs: MeanAuc, truth: Mapping[str, np.ndarray], scores
         rows.append(["mean", show(aucs.mean), span(aucs.interval), "", "", "", "", ""])
         error = calibration_of(truth, scores)
         rows.append(["calibration error (ECE)", show(error), "", "", "", "", "", ""])
-    header = ["at probability 0.5:", "AUC", "interval", "positives", "sens.", "spec.", "accuracy", "F1"]
-    return f"Finding probabilities: {name}", header, rows
+    header = ["", "AUC", "interval", "positives", "sens.", "spec.", "accuracy", "F1"]
+    return f"Finding probabilities; sensitivity to F1 by study at 0.5: {name}", header, rows
 
 
 def detection_tables(result: Evaluation) -> Iterable[Table]:

@@ -20,7 +20,8 @@ from vlm.cli.evaluate import evaluate
 from vlm.evaluation import plugins
 from vlm.evaluation.command import Arguments, run
 from vlm.evaluation.inputs import join, read_reports
-from vlm.evaluation.perturb import compare_reruns, flip_negations, perturb_texts, swap_sides
+from vlm.evaluation.perturb import flip_negations, perturb_texts, swap_sides
+from vlm.evaluation.reruns import compare_reruns
 from vlm.evaluation.review import review_folder, weighted_kappa
 from vlm.evaluation.run import Settings, evaluate_reports
 from vlm.evaluation.scorers import nltk_sentence_bleu, six_scorers, tokens_13a
@@ -153,12 +154,15 @@ def test_perturbed_texts_say_the_opposite() -> None:
 
 
 def test_reruns_are_compared_study_by_study() -> None:
-    before = {"a": ("the heart is normal", {"mass": 0.2}, 1), "b": ("clear lungs", {"mass": 0.4}, 0)}
-    after = {"a": ("the heart is normal", {"mass": 0.2}, 0), "b": ("a mass", {"mass": 0.9}, 2), "c": ("x", {}, 0)}
-    row = compare_reruns(before, after, "blank")
-    assert (row.studies, row.changed, row.boxes) == (2, 0.5, (0.5, 1.0))
-    assert row.findings == pytest.approx(0.25)
-    with pytest.raises(ValueError, match="no study"):
+    left, right = "There is a left pleural effusion.", "There is a right pleural effusion."
+    before = {"a": ("The heart is enlarged.", {"mass": 0.2}, 1), "b": (left, {"mass": 0.4}, 0)}
+    after = {"a": ("The heart is enlarged.", {"mass": 0.2}, 0), "b": (right, {"mass": 0.9}, 2), "c": ("x", {}, 0)}
+    row = compare_reruns(before, after, "mirrored", {"a": "Cardiomegaly.", "b": "Edema."})
+    assert (row.studies, row.changed, row.boxes) == (2, 0.5, 1.0)
+    assert row.probabilities == pytest.approx(0.25)
+    assert (row.same, row.sides) == (1.0, 0.0)
+    assert row.reference == pytest.approx(0.5)  # cardiomegaly right, the effusion wrong, the edema missed
+    with pytest.raises(InputError, match="no study"):
         compare_reruns(before, {}, "blank")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from vlm.cli.evaluate import evaluate
+from vlm.config import Config
 from vlm.types import Finding, Report, Study, StudyImage
 
 sources = pytest.importorskip("vlm.data.sources")
@@ -22,6 +24,7 @@ class Stub:
     """A pipeline that says on which side an image is bright, or, when blind, always the same."""
 
     blind = False
+    checkpoint = SimpleNamespace(config=Config())
 
     @classmethod
     def load(cls, folder: Path | None) -> Stub:
