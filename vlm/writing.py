@@ -20,6 +20,7 @@ from vlm.generation.checking import unmet_in
 from vlm.generation.compiling import CompiledConstraints, compile_constraints
 from vlm.generation.consistency import rerank
 from vlm.generation.constraints import Constraints, TermSet
+from vlm.generation.judging import EvidenceJudge, Judges, watched_words
 from vlm.generation.sampling import sample
 from vlm.generation.steering import steer, term_automaton
 from vlm.generation.structuring import Structurer
@@ -40,6 +41,7 @@ class GenerationSettings:
             that it matters).
         attention: keep attention maps for heat maps.
         num_beams, batch_size, max_views: override the checkpoint's.
+        abstain: leave out sentences whose confidence is below this, in [0, 1]; None for none.
     """
 
     must: tuple[str, ...] = ()
@@ -50,6 +52,7 @@ class GenerationSettings:
     num_beams: int | None = None
     batch_size: int | None = None
     max_views: int | None = None
+    abstain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Writer:
         self.wording = wording_of(checkpoint.graph, view)
         self.automaton = term_automaton(self.wording)
         self.structurer = Structurer(checkpoint.graph, builder.reader, view)
+        self.watched = watched_words(name for label in self.wording.concepts for name in self.wording.names(label))
         tokenizer = checkpoint.tokenizer
         self.break_id = _break_id(tokenizer)
         mark = tokenizer.convert_tokens_to_ids(UNWRITTEN)
@@ -117,7 +121,8 @@ class Writer:
             prompt = replace(batch, prompt_ids=ids.to(device), prompt_mask=mask.to(device))
             prefix, prefix_mask = self.model.prefix(image, prompt)
             own = list(constraints) if number == 0 else [replace(c, must_appear=()) for c in constraints]
-            answers = self._search(prefix, prefix_mask, own, settings, generation)
+            judges = self._judges(seen, texts, section, settings, generation)
+            answers = self._search(prefix, prefix_mask, own, settings, generation, judges)
             pools = (
                 self._sample(prefix, prefix_mask, own, examples, generation) if number == 0 else [()] * len(examples)
             )
@@ -130,11 +135,15 @@ class Writer:
     def _best(
         self, candidates: Sequence[Written], pool: Sequence[Written], seen: Seen, generation: Generation
     ) -> Written:
-        """The candidate to keep, beam or sample, of those that hold as many constraints as the best beam."""
+        """The candidate to keep, beam or sample, of those that hold as many constraints as the best beam and contradict
+        least."""
         fewest = len(candidates[0].unmet)
         alike = [c for c in (*candidates, *pool) if len(c.unmet) <= fewest and c.text]
+        if generation.contradiction:
+            counts = [EvidenceJudge(self.structurer, seen.evidence, 1.0).count(c.text, True) for c in alike]
+            alike = [c for c, count in zip(alike, counts, strict=True) if count == min(counts)]
         if len(alike) < 2:
-            return candidates[0]
+            return (alike or candidates)[0]
         order = rerank(
             [c.text for c in alike], [c.score for c in alike], self.structurer, seen.evidence,
             generation.consistency, generation.consensus, [c.text for c in pool],
@@ -201,13 +210,32 @@ class Writer:
         constraints: Sequence[Constraints],
         settings: GenerationSettings,
         generation: Generation,
+        judges: Judges | None = None,
     ) -> list[list[Written]]:
         beams = self._beams(settings.num_beams or generation.num_beams, generation)
         compiled = [self._compile(c, generation.max_new_tokens) for c in constraints]
         found = beam_search(
-            self.model.language.model, beams, inputs_embeds=prefix, attention_mask=mask.long(), constraints=compiled
-        )
+            self.model.language.model, beams, inputs_embeds=prefix, attention_mask=mask.long(), constraints=compiled,
+            judges=judges,
+        )  # fmt: skip
         return [[Written(self._text(c.tokens), c.score, c.unmet) for c in row] for row in found]
+
+    def _judges(
+        self,
+        seen: Sequence[Seen],
+        written: Sequence[dict[str, str]],
+        section: str,
+        settings: GenerationSettings,
+        generation: Generation,
+    ) -> Judges | None:
+        """Who make contradictions cost, each with the sections that the study has already."""
+        if not settings.steer or not generation.contradiction:
+            return None
+        judges = [
+            EvidenceJudge(self.structurer, s.evidence, generation.contradiction, section, " ".join(texts.values()))
+            for s, texts in zip(seen, written, strict=True)
+        ]
+        return Judges(judges, self.checkpoint.tokenizer, self.watched)
 
     def _compile(self, constraints: Constraints, length: int) -> CompiledConstraints:
         # The shared automaton knows the graph's terms alone; a user's own terms need one of their own.
