@@ -21,6 +21,7 @@ from vlm.config import Generation
 from vlm.data.batches import Collator, move
 from vlm.data.examples import Example, ExampleBuilder
 from vlm.models.detection import select_boxes
+from vlm.generation.structuring import withhold
 from vlm.seeing import Seer
 from vlm.types import InputError, Report, Study, StudyBatch, StudyImage
 from vlm.writing import GenerationSettings, Writer
@@ -130,7 +131,7 @@ class Pipeline:
         seen = self.seer.see(image, batch, examples, settings.attention)
         constraints = [self.writer.constraints(s, settings, generation) for s in seen]
         sections, unmet = self.writer.write(image, batch, examples, seen, constraints, settings, generation)
-        return [
+        reports = [
             Report(
                 study.id, text, self.writer.structurer.sentences(text, own.evidence), self.seer.findings(own, example),
                 own.boxes, own.attention, missing,
@@ -143,4 +144,6 @@ def _by_size(examples: dict[int, Example], batch_size: int) -> Iterator[list[int
     for size in sorted({e.size for e in examples.values()}):
         own = [i for i, e in examples.items() if e.size == size]
         for start in range(0, len(own), batch_size):
+        least = settings.abstain
+        return reports if least is None else [withhold(report, least) for report in reports]
             yield own[start : start + batch_size]

@@ -24,6 +24,12 @@ def generate(
     window: Annotated[
         str | None, typer.Option(metavar="NAME|C/W", help="CT window: lung, bone, ... or CENTRE/WIDTH such as 40/400.")
     ] = None,
+    abstain: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, metavar="P", help="Leave out sentences with a confidence below P, and say so."
+        ),
+    ] = None,
     slices: Annotated[
         str | None,
         typer.Option(
@@ -55,7 +61,7 @@ def generate(
     studies = gather_studies(paths, format, split, window, limit, slices, score)
     settings = GenerationSettings(
         tuple(must or ()), tuple(must_not or ()), num_beams=num_beams, batch_size=batch_size,
-        max_views=None if rule is None else rule.most,
+        max_views=None if rule is None else rule.most, abstain=abstain,
     )  # fmt: skip
     pipeline = ranked or Pipeline.load(checkpoint)
     with watching(len(studies)) as watch:
