@@ -241,6 +241,9 @@ class Generation(Strict):
     precision: Annotated[Real, Field(gt=0, le=1)] = 0.7
     softness: Annotated[Real, Field(ge=0)] = 0.5
     consistency: Annotated[Real, Field(ge=0)] = 0.05
+    contradiction: Annotated[Real, Field(ge=0)] = Field(
+        default=5.0, description="nats that a beam pays for each contradiction to what was seen or to itself"
+    )
     consensus: Annotated[Real, Field(ge=0)] = 0.0
     samples: Annotated[int, Field(ge=0, le=256)] = 0
     temperature: Annotated[Real, Field(gt=0, le=10)] = 1.0
