@@ -33,6 +33,7 @@ TOP = (
     "training_data",
     "run_state",
     "optimization",
+    "adapter_folder",
 )
 MIDDLE = ("export", "evaluation", "generation", "models", "losses", "data")
 LOW = frozenset({"knowledge", "vlm", "types", "config"})

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
+from vlm.adapter_folder import apply_adapter
 from vlm.checkpoint import Checkpoint, load_checkpoint
 from vlm.config import Generation
 from vlm.data.batches import Collator, move
 from vlm.data.examples import Example, ExampleBuilder
-from vlm.models.detection import select_boxes
 from vlm.generation.structuring import withhold
+from vlm.models.detection import select_boxes
 from vlm.seeing import Seer
 from vlm.types import InputError, Report, Study, StudyBatch, StudyImage
 from vlm.writing import GenerationSettings, Writer
@@ -59,9 +60,14 @@ class Pipeline:
         self.device = next(self.model.parameters()).device
 
     @classmethod
-    def load(cls, folder: Path | None = None) -> Pipeline:
-        """Loads a checkpoint folder, by default the shipped one (raises `InputError` when it is damaged)."""
-        return cls(load_checkpoint(folder))
+    def load(cls, folder: Path | None = None, adapter: Path | None = None) -> Pipeline:
+        """Loads a checkpoint folder, by default the shipped one, and where asked for puts another adapter on it.
+
+        Raises:
+            InputError: a folder that is damaged, or an adapter that was made for another base.
+        """
+        checkpoint = load_checkpoint(folder)
+        return cls(checkpoint if adapter is None else apply_adapter(checkpoint, adapter))
 
     def reports(
         self, studies: Iterable[Study], settings: GenerationSettings | None = None
@@ -138,12 +144,12 @@ class Pipeline:
             )
             for study, example, own, text, missing in zip(studies, examples, seen, sections, unmet, strict=True)
         ]  # fmt: skip
+        least = settings.abstain
+        return reports if least is None else [withhold(report, least) for report in reports]
 
 
 def _by_size(examples: dict[int, Example], batch_size: int) -> Iterator[list[int]]:
     for size in sorted({e.size for e in examples.values()}):
         own = [i for i, e in examples.items() if e.size == size]
         for start in range(0, len(own), batch_size):
-        least = settings.abstain
-        return reports if least is None else [withhold(report, least) for report in reports]
             yield own[start : start + batch_size]

@@ -14,6 +14,9 @@ def generate(
     ],
     out: Annotated[Path, typer.Option(help="Folder for reports.jsonl and index.html.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder; default: the shipped one.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Adapter to put on the checkpoint (vlm adapter export), or a PEFT folder.")
+    ] = None,
     num_beams: Annotated[int | None, typer.Option(min=1, max=64, help="Width of the search.")] = None,
     must: Annotated[
         list[str] | None, typer.Option(metavar="TERM", help="Every report holds it, in any wording (repeatable).")
@@ -21,14 +24,14 @@ def generate(
     must_not: Annotated[
         list[str] | None, typer.Option(metavar="TERM", help="No report asserts it (repeatable).")
     ] = None,
-    window: Annotated[
-        str | None, typer.Option(metavar="NAME|C/W", help="CT window: lung, bone, ... or CENTRE/WIDTH such as 40/400.")
-    ] = None,
     abstain: Annotated[
         float | None,
         typer.Option(
             min=0.0, max=1.0, metavar="P", help="Leave out sentences with a confidence below P, and say so."
         ),
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(metavar="NAME|C/W", help="CT window: lung, bone, ... or CENTRE/WIDTH such as 40/400.")
     ] = None,
     slices: Annotated[
         str | None,
@@ -56,14 +59,14 @@ def generate(
     from vlm.pipeline import GenerationSettings, Pipeline
 
     rule = None if slices is None else SliceRule.parse(slices)
-    ranked = Pipeline.load(checkpoint) if rule is not None and rule.kind == "mls" else None
+    ranked = Pipeline.load(checkpoint, adapter) if rule is not None and rule.kind == "mls" else None
     score = None if ranked is None else ranked.lesion_score
     studies = gather_studies(paths, format, split, window, limit, slices, score)
     settings = GenerationSettings(
         tuple(must or ()), tuple(must_not or ()), num_beams=num_beams, batch_size=batch_size,
         max_views=None if rule is None else rule.most, abstain=abstain,
     )  # fmt: skip
-    pipeline = ranked or Pipeline.load(checkpoint)
+    pipeline = ranked or Pipeline.load(checkpoint, adapter)
     with watching(len(studies)) as watch:
         outcome = run_batch(pipeline, studies, Job(out, settings, window, slices, fhir, dicom_sr, overwrite), watch)
     console = Console(soft_wrap=True)

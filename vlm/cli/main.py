@@ -28,13 +28,14 @@ console = Console(stderr=True)
 
 def _register() -> None:
     """Adds the verbs. Each verb's module imports torch and its kin inside the function: `vlm --help` is quick."""
-    from vlm.cli import data, demo, evaluate, generate, knowledge, train
+    from vlm.cli import adapter, data, demo, evaluate, generate, knowledge, train
 
     app.command("generate")(generate.generate)
     app.command("train")(train.train)
     app.command("evaluate")(evaluate.evaluate)
     app.command("demo")(demo.demo)
     app.add_typer(data.app, name="data")
+    app.add_typer(adapter.app, name="adapter")
     app.add_typer(knowledge.app, name="knowledge")
 
 
