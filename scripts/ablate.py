@@ -69,13 +69,20 @@ WITHOUT: dict[str, dict[str, Any]] = {
 }
 """Part -> what leaves it out."""
 
-COLUMNS = {
-    "accuracy": ("accuracy", 3), "precision": ("precision", 3), "recall": ("recall", 3), "f1": ("F1", 3),
-    "auc": ("AUC", 3), "map": ("mAP", 3), "iou": ("IoU", 3), "bleu4": ("BLEU-4", 3), "cider": ("CIDEr", 3),
-    "finding_f1_micro": ("finding F1", 3), "unique": ("unique reports", 2), "memory_gib": ("memory GiB", 2),
-    "core_minutes": ("core minutes", 1), "million_trained": ("trained M", 2),
+COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
+    "findings and boxes": {
+        "accuracy": ("accuracy", 3), "precision": ("precision", 3), "recall": ("recall", 3), "f1": ("F1", 3),
+        "auc": ("AUC", 3), "map": ("mAP", 3), "iou": ("IoU", 3),
+    },
+    "text and cost": {
+        "bleu4": ("BLEU-4", 3), "cider": ("CIDEr", 3), "finding_f1_micro": ("finding F1", 3),
+        "unique": ("unique reports", 2), "million_trained": ("trained M", 2), "memory_gib": ("memory GiB", 2),
+        "core_minutes": ("core minutes", 1),
+    },
 }  # fmt: skip
-"""Metric -> heading and decimals."""
+"""Table -> metric -> heading and decimals."""
+SHOWN = {key: row for table in COLUMNS.values() for key, row in table.items()}
+FUSION = "full, fusion "
 
 
 def variants(parts: list[str]) -> dict[str, dict[str, list[str] | str]]:
@@ -85,9 +92,9 @@ def variants(parts: list[str]) -> dict[str, dict[str, list[str] | str]]:
     if "knowledge" in parts and fine:
         rows["+ knowledge"] = (fine, "gate")
         rows["+ fine-grained"] = (["knowledge"], "gate")
-    if "knowledge" in parts:
-        rows |= {f"full, fusion {name}": ([], name) for name in ("none", "concatenate", "attention")}
     rows["full"] = ([], "gate")
+    if "knowledge" in parts:
+        rows |= {f"{FUSION}{name}": ([], name) for name in ("none", "concatenate", "attention")}
     return {name: {"without": without, "fusion": fusion} for name, (without, fusion) in rows.items()}
 
 
@@ -303,22 +310,33 @@ def cell(values: list[float], digits: int) -> str:
     return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
+def groups(results: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Heading -> variant -> the name of its row: the parts, and the ways of fusion with all parts."""
+    fusions = {name: name.removeprefix(FUSION) for name in results if name.startswith(FUSION)}
+    rows = {"parts": {name: name for name in results if name not in fusions}}
+    if fusions:
+        rows["knowledge fusion"] = fusions | ({"full": "gate (full)"} if "full" in results else {})
+    return rows
+
+
 def present(results: dict[str, list[dict[str, float]]], out: Path, facts: dict[str, Any]) -> None:
-    """Prints the table and writes it as results.json and table.md."""
+    """Prints the tables and writes them as results.json and table.md."""
     results = {name: runs for name, runs in results.items() if runs}
-    shown = {k: v for k, v in COLUMNS.items() if any(k in run for runs in results.values() for run in runs)}
-    rows = [
-        [name, str(len(runs)), *(cell([r.get(k, math.nan) for r in runs], d) for k, (_, d) in shown.items())]
-        for name, runs in results.items()
-    ]
-    heading = ["variant", "seeds", *(title for title, _ in shown.values())]
-    table = Table(*heading, title="mean ± half the 95% interval over seeds")
-    lines = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
-    for row in rows:
-        table.add_row(*row)
-        lines.append("| " + " | ".join(row) + " |")
-    (console if console.is_terminal else Console(width=220)).print(table)
-    write_text(out / "table.md", "\n".join(lines) + "\n")
+    lines = ["Mean ± half the 95% interval over seeds (Student's t).", ""]
+    for group, names in groups(results).items():
+        for topic, columns in COLUMNS.items():
+            own = {k: v for k, v in columns.items() if any(k in run for runs in results.values() for run in runs)}
+            heading = [group, "seeds", *(title for title, _ in own.values())]
+            table = Table(*heading, title=f"{group}: {topic}")
+            lines += ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
+            for name, shown in names.items():
+                runs = results[name]
+                cells = [cell([r.get(k, math.nan) for r in runs], digits) for k, (_, digits) in own.items()]
+                table.add_row(shown, str(len(runs)), *cells)
+                lines.append("| " + " | ".join([shown, str(len(runs)), *cells]) + " |")
+            (console if console.is_terminal else Console(width=130)).print(table)
+            lines.append("")
+    write_text(out / "table.md", "\n".join(lines))
     write_json(out / "results.json", {**facts, "runs": results})
 
 
@@ -390,7 +408,7 @@ def ablate(given: argparse.Namespace) -> None:
             fresh += not known
             done = sum(map(len, results.values()))
             left = (time.monotonic() - begun) / max(1, fresh) * max(0, total - done) / 60
-            told = " ".join(f"{k} {metrics[k]:.{d}f}" for k, (_, d) in COLUMNS.items() if k in metrics)
+            told = " ".join(f"{k} {metrics[k]:.{d}f}" for k, (_, d) in SHOWN.items() if k in metrics)
             console.print(f"[{done}/{total}, {left:.0f} min left] {name}, seed {seed}: {told}", markup=False)
         present(results, out, facts)
 

@@ -75,6 +75,14 @@ def test_locations_answer_for_the_box_of_their_size() -> None:
     assert assigned.boxes[small][0].tolist() == [17, 17, 30, 30]
 
 
+def test_one_map_alone_answers_for_boxes_of_every_size() -> None:
+    points, strides = locations([(16, 16)], (16,), torch.device("cpu"))
+    boxes = torch.tensor([[17.0, 17.0, 30.0, 30.0], [40.0, 40.0, 250.0, 250.0]])
+    assigned = losses.assign_targets(points, strides, boxes, torch.tensor([1, 0]), 2)
+    assert points[assigned.classes[:, 1] == 1].tolist() == [[24.0, 24.0]]
+    assert points[assigned.classes[:, 0] == 1].mean(0).tolist() == pytest.approx([144, 144], abs=8)
+
+
 def batch(known: list[list[bool]], boxes: list[list[list[float]]]) -> StudyBatch:
     empty = torch.zeros(len(known), 0, dtype=torch.long)
     return StudyBatch(

@@ -15,7 +15,7 @@ from vlm.assembly import starting_point
 from vlm.checkpoint import load_checkpoint
 from vlm.config import Config, load_config
 from vlm.optimization import select_parameters
-from vlm.types import InputError
+from vlm.types import InputError, StudyBatch
 
 STAGES = [
     {
@@ -173,3 +173,43 @@ def test_a_model_beside_a_checkpoint_to_start_from_is_refused(tmp_path: Path) ->
     (tmp_path / "both.yaml").write_text("start: shipped\nmodel: {width: 64}\n")
     with pytest.raises(InputError, match="the model is the checkpoint's"):
         load_config(tmp_path / "both.yaml")
+
+
+def test_kept_maps_of_a_frozen_vision_model_change_nothing(
+    language_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [
+        {"name": "image", "epochs": 2, "train": ["pyramid", "knowledge", "detection"], "batch_size": 4,
+         "losses": ["findings", "knowledge", "detection"]},
+        {"name": "text", "epochs": 1, "train": ["bridge", "adapter"], "losses": ["report"], "batch_size": 4},
+    ]  # fmt: skip
+    config = config_for(language_folder, stages)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"augment": False})})
+    seen: list[int] = []
+    shared = training.Shared()
+    start = starting_point(config, None)
+    start.model.vision.register_forward_hook(lambda module, given, out: seen.append(len(out[0])))
+    training.train(start, tmp_path / "kept", shared=shared)
+    assert sum(seen) == 14  # 10 training and 4 validation images, once
+    monkeypatch.setattr(training.StageLoop, "_maps", lambda self: None)
+    training.train(starting_point(config, None), tmp_path / "computed")
+    kept, computed = weights(tmp_path / "kept" / "best"), weights(tmp_path / "computed" / "best")
+    for name, value in computed.items():
+        torch.testing.assert_close(kept[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_another_vision_model_empties_the_maps_and_a_limit_keeps_them_small(language_folder: Path) -> None:
+    first, second = (starting_point(config_for(language_folder), None).model for _ in range(2))
+    maps = training.FrozenMaps(None, most_bytes=1)
+    maps.serve(first.vision)
+    maps.store["a"] = ()
+    maps.serve(second.vision)
+    assert "a" in maps.store  # the same weights
+    torch.nn.init.ones_(next(second.vision.parameters()))
+    maps.serve(second.vision)
+    assert not maps.store
+    batch = StudyBatch(**dict.fromkeys(StudyBatch.__slots__))  # type: ignore[arg-type]
+    batch.ids, batch.image_study, batch.pixel_values = ("a",), torch.tensor([0]), torch.rand(1, 1, 64, 64)
+    found = maps.attach(second, batch)
+    assert found.maps is not None
+    assert not maps.store  # more than one byte

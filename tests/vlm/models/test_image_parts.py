@@ -132,6 +132,13 @@ def test_head_predicts_boxes_around_their_locations() -> None:
     assert 0.001 < dense.logits.sigmoid().mean() < 0.05  # the prior of focal loss
 
 
+def test_a_head_may_read_fewer_maps() -> None:
+    head = DetectionHead(16, 3, (8, 16, 32), 1, use=(16,)).eval()
+    dense = head([torch.randn(2, 16, 8, 8), torch.randn(2, 16, 4, 4), torch.randn(2, 16, 2, 2)])
+    assert dense.logits.shape == (2, 16, 3)
+    assert set(dense.strides.tolist()) == {16.0}
+
+
 def test_boxes_are_suppressed_within_a_class_and_clipped() -> None:
     boxes = torch.tensor([[[-5.0, 4, 20, 20], [0, 4, 20, 21], [0, 4, 20, 20], [40, 40, 60, 60]]])
     logits = torch.tensor([[[4.0, -9], [3, -9], [-9, 3], [2, -9]]])
