@@ -40,8 +40,8 @@ class DataSet(Strict):
     """One data set of a run.
 
     `path` is relative to `RADSCRIBE_DATA` when that is set and the path is not absolute, else to the working
-    directory; of a prepared set it may be an address that fsspec knows (s3://bucket/set). `split` keeps studies of these splits. `weight` is how many times an epoch the set is seen; a fraction
-    takes that share anew each epoch.
+    directory; of a prepared set it may be an address that fsspec knows (s3://bucket/set). `split` keeps studies of
+    these splits. `weight` is how many times an epoch the set is seen; a fraction takes that share anew each epoch.
     """
 
     path: Path | None = None

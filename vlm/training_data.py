@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,7 +19,9 @@ from vlm.data.batches import Collator, bucketed, move
 from vlm.data.blank import blank_study
 from vlm.data.examples import Example, ExampleBuilder
 from vlm.data.phantoms.chest_ct import phantom_study
+from vlm.data.prepared import PreparedSet, is_prepared, is_url
 from vlm.data.sources import read_studies
+from vlm.data.streaming import StreamedExamples, choose
 from vlm.models.report_generator import ReportGenerator
 from vlm.types import CachedFeatures, InputError, Modality, Study, StudyBatch
 
@@ -43,12 +45,16 @@ def open_set(source: DataSet) -> tuple[str, int, Callable[[int], Study]]:
     return source.location().name, len(kept), kept.__getitem__
 
 
-def load_examples(source: DataSet, builder: ExampleBuilder, show: bool) -> list[Example]:
-    """Reads a data set; a study that cannot be read is left out and counted.
+def load_examples(source: DataSet, builder: ExampleBuilder, show: bool) -> Sequence[Example]:
+    """Reads a data set; a study that cannot be read is left out and counted. A prepared set is streamed.
 
     Raises:
         InputError: the set cannot be read, or no study of it can.
     """
+    where = source.location()
+    if source.path is not None and source.format in ("auto", "prepared") and (is_url(where) or is_prepared(where)):
+        studies = PreparedSet(where)
+        return StreamedExamples(studies, builder, choose(studies, source.split, source.limit))
     name, count, study_at = open_set(source)
     examples: list[Example] = []
     failures: list[str] = []
@@ -69,15 +75,46 @@ def load_examples(source: DataSet, builder: ExampleBuilder, show: bool) -> list[
     return examples
 
 
-def epoch_examples(sets: Sequence[tuple[DataSet, Sequence[Example]]], rng: np.random.Generator) -> list[Example]:
-    """One epoch's examples: each set `weight` times, a fraction drawn anew."""
-    out: list[Example] = []
+def tell_apart(sets: Sequence[tuple[DataSet, Sequence[Example]]]) -> list[tuple[DataSet, Sequence[Example]]]:
+    """Gives studies of other sets that share an id names of their own: what is kept by id must not be mixed up.
+
+    Two parts of one data set (its splits) share studies and keep their names.
+    """
+    owner: dict[str, str] = {}
+    out: list[tuple[DataSet, Sequence[Example]]] = []
     for source, examples in sets:
-        whole, part = divmod(source.weight, 1.0)
-        out += list(examples) * int(whole)
-        count = round(part * len(examples))
-        out += [examples[i] for i in rng.permutation(len(examples))[:count]]
+        home = f"{source.format} {source.seed}" if source.path is None else str(source.path)
+        streamed = isinstance(examples, StreamedExamples)
+        names = examples.ids() if streamed else [e.id for e in examples]
+        if any(owner.get(name, home) != home for name in names):
+            prefix = f"{source.location().name if source.path else home}:"
+            if streamed:
+                examples = examples.renamed(prefix.__add__)
+            else:
+                examples = [replace(e, id=prefix + e.id) for e in examples]
+            names = [prefix + name for name in names]
+        owner.update(dict.fromkeys(names, home))
+        out.append((source, examples))
     return out
+
+
+def usable(examples: Sequence[Example], losses: Sequence[str]) -> Sequence[Example]:
+    """The examples that a stage with these losses learns from."""
+    if tuple(losses) != ("report",):
+        return examples
+    return (
+        examples.with_reports()
+        if isinstance(examples, StreamedExamples)
+        else [e for e in examples if len(e.report_ids)]
+    )
+
+
+def known_of(examples: Sequence[Example]) -> Iterator[tuple[Modality, np.ndarray]]:
+    """Modality and finding targets (F,) of the examples."""
+    if isinstance(examples, StreamedExamples):
+        yield from examples.known()
+    else:
+        yield from ((e.modality, e.finding_targets) for e in examples)
 
 
 def labels_by_modality(
@@ -152,7 +189,7 @@ class Shared:
     """
 
     def __init__(self) -> None:
-        self.examples: dict[str, list[Example]] = {}
+        self.examples: dict[str, Sequence[Example]] = {}
         self.maps: dict[torch.dtype | None, FrozenMaps] = {}
         self.reading = 0.0
 
@@ -161,7 +198,7 @@ class Shared:
         """Spent so far, on all cores."""
         return self.reading + sum(m.seconds for m in self.maps.values())
 
-    def load(self, source: DataSet, builder: ExampleBuilder, show: bool) -> list[Example]:
+    def load(self, source: DataSet, builder: ExampleBuilder, show: bool) -> Sequence[Example]:
         """A data set's examples, read once for builders that make the same of it (raises as `load_examples`)."""
         begun = time.process_time()
         facts = [

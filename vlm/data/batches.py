@@ -124,17 +124,24 @@ def bucketed(
         length: what padding is measured by; default the report's tokens.
     """
     measure = length or (lambda e: len(e.report_ids))
+    sizes, lengths = np.array([e.size for e in examples]), np.array([measure(e) for e in examples])
+    yield from bucketed_by(sizes, lengths, batch_size, rng)
+
+
+def bucketed_by(
+    sizes: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.random.Generator | None
+) -> list[list[int]]:
+    """`bucketed` by what is known of the examples: image size (n,) and length (n,)."""
     batches: list[list[int]] = []
-    for size in sorted({e.size for e in examples}):
-        own = np.array([i for i, e in enumerate(examples) if e.size == size])
-        lengths = np.array([measure(examples[i]) for i in own])
+    for size in np.unique(sizes):
+        own = np.flatnonzero(sizes == size)
         # Noise breaks ties anew each epoch, so that batches differ while lengths stay alike.
-        key = lengths + (rng.uniform(0, 8, len(own)) if rng is not None else np.zeros(len(own)))
+        key = lengths[own] + (rng.uniform(0, 8, len(own)) if rng is not None else np.zeros(len(own)))
         own = own[np.argsort(key, kind="stable")]
         batches += [own[i : i + batch_size].tolist() for i in range(0, len(own), batch_size)]
     if rng is not None:
         rng.shuffle(batches)  # type: ignore[arg-type]
-    yield from batches
+    return batches
 
 
 def move(batch: StudyBatch, device: torch.device) -> StudyBatch:

@@ -237,14 +237,16 @@ class ExampleBuilder:
 
 
 def looked_for(study: Study, box_labels: Sequence[str]) -> list[int]:
-    """Classes that somebody looked for in every image of the study: those labelled present or absent where boxes were
-    drawn, and all of them in a study that is said to be normal."""
+    """Classes that somebody looked for in every image of the study: where boxes were drawn those labelled absent and
+    those with a box, and all of them in a study that is said to be normal."""
     stated = {f.label: f.certainty for f in study.findings or ()}
     if Certainty.PRESENT in (stated.get("normal"), stated.get("normal / no indexing")):
         return list(range(len(box_labels)))
     if study.boxes is None:
         return []
-    return [i for i, name in enumerate(box_labels) if stated.get(name) in (Certainty.PRESENT, Certainty.ABSENT)]
+    boxed = {box.label for box in study.boxes}  # what is present without a box is somewhere
+    known = {n for n, c in stated.items() if c is Certainty.ABSENT or (c is Certainty.PRESENT and n in boxed)}
+    return [i for i, name in enumerate(box_labels) if name in known]
 
 
 def closures(graph: KnowledgeGraph, named: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
