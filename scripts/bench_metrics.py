@@ -1,8 +1,8 @@
 """Times the text metrics beside pycocoevalcap's on report pairs made from real reports, and checks that they are equal.
 
-Then everything at once, as `vlm evaluate --train` does it: text metrics with METEOR, findings, floors (constant, shuffled,
-nearest neighbour), the studies whose reference is new, bootstrap and tests. Seconds are of the wall clock; beside them
-the processor's, which hold on a busy machine too. Ours are taken before and after pycocoevalcap's.
+Then everything at once, as `vlm evaluate --train` does it: text metrics with METEOR, findings, floors (constant,
+shuffled, nearest neighbour), the studies whose reference is new, bootstrap and tests. Seconds are of the wall clock;
+beside them the processor's, which hold on a busy machine too. Ours are taken before and after pycocoevalcap's.
 
 Pairs: a reference, and as its prediction another study's report whose sentences are mixed with the reference's, so that
 n-grams overlap as generated reports' do and nearly every prediction is a text of its own.

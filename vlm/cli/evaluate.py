@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,8 +72,12 @@ def evaluate(
 ) -> None:
     """Scores reports against references, with floors, intervals and what fixes every number.
 
+    `vlm evaluate review DIR` writes a blinded page for expert readers and summarises their ratings.
+
     Exit code 3 when a --fail-if holds.
     """
+    if os.environ.get("RANK", "0").strip() not in ("", "0"):
+        return  # under torchrun or `accelerate launch` the first process scores: it takes seconds
     from rich.console import Console
 
     from vlm.evaluation import command

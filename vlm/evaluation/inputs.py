@@ -108,10 +108,10 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except ValueError as error:
+                record = json.loads(line.strip())
+            except (ValueError, RecursionError) as error:
                 raise InputError(
-                    f"{path}, line {number}: not valid JSON ({error}); each line must be one object"
+                    f"{path}, line {number}: not valid JSON ({_fault(error)}); each line must be one object"
                 ) from error
             if not isinstance(record, dict):
                 raise InputError(
@@ -120,12 +120,19 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield f"line {number}", record
 
 
+def _fault(error: Exception) -> str:
+    """Returns what is wrong with a line, which has no lines of its own."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
 def _json(path: Path, split: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from error
     if isinstance(content, dict) and content and all(isinstance(value, str) for value in content.values()):
         content = [{"id": key, "text": value} for key, value in content.items()]

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlm.evaluation.result import Comparison, Evaluation, SystemResult
-from vlm.evaluation.tables import detection_tables, label_tables, show
+from vlm.evaluation.tables import detection_tables, label_tables, show, span
 
 WIDTH = 100
 MAIN = ("bleu1", "bleu2", "bleu3", "bleu4", "rougeL", "meteor", "cider")
@@ -50,6 +50,8 @@ def tables_of(result: Evaluation) -> list[tuple[str, list[str], list[list[str]]]
             _scores_table(result, CLINICAL, "Findings read from the texts, all studies", new=False, spread=False)
         )
     tables.append(_interval_table(result))
+    if result.plugin_scores:
+        tables.append(_plugin_table(result))
     if result.is_new is not None and result.is_new.any():
         title = f"Only the {int(result.is_new.sum())} studies whose reference is not in --train"
         tables.append(_scores_table(result, (*MAIN[3:], *CLINICAL[1:4:2]), title, new=True, spread=False))
@@ -108,6 +110,17 @@ def _interval_table(result: Evaluation) -> tuple[str, list[str], list[list[str]]
         rows.append([_label(system), *cells])
     level = result.settings.get("level", 0.95)
     return f"{level:.0%} bootstrap intervals by study", ["", *(SHORT.get(name, name) for name in names)], rows
+
+
+def _plugin_table(result: Evaluation) -> tuple[str, list[str], list[list[str]]]:
+    rows = []
+    for system in result.systems:
+        for name, value in system.values().items():
+            if name in result.plugin_scores:
+                found = system.intervals.get(name)
+                new = show(system.values(new=True)[name]) if system.new is not None else ""
+                rows.append([_short(system.name), name[:40], show(value), span(found) if found else "", new])
+    return "Plug-ins (floors left out)", ["", "score", "mean", "interval", "new studies"], rows
 
 
 def _comparison_table(comparisons: Sequence[Comparison], new: bool) -> tuple[str, list[str], list[list[str]]]:

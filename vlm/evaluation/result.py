@@ -79,6 +79,7 @@ class Evaluation:
         notes: what a reader of the numbers should know.
         settings: resamples, seed and the like.
         extra: further numbers by name, as they are.
+        plugin_scores: names of the scores that plug-ins added to the systems.
     """
 
     ids: list[str]
@@ -95,6 +96,7 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, float] = field(default_factory=dict)
+    plugin_scores: list[str] = field(default_factory=list)
 
     def system(self, name: str) -> SystemResult:
         """Returns the system or floor of a name.

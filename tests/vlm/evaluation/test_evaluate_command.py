@@ -135,6 +135,17 @@ def test_gate_and_exit_code(files: dict[str, Path]) -> None:
     assert "cider = " in failed.output
 
 
+def test_of_several_processes_the_first_scores(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer()
+    app.command()(evaluate)
+    out = files["out"] / "a.json"
+    call = [str(files["good"]), "--references", str(files["references"]), "--resamples", "0", "--no-clinical"]
+    for rank, written in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        result = CliRunner().invoke(app, [*call, "--json", str(out)])
+        assert (result.exit_code, bool(result.output), out.is_file()) == (0, written, written)
+
+
 def test_wrong_conditions_say_what_is_wrong() -> None:
     scores = {"cider": 1.0, "constant.cider": 0.5, "name.signature": "x", "bleu1": None}
     assert gate(["cider<constant"], scores, ["p"]) == []

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,10 @@ from typer.testing import CliRunner
 from vlm.cli.evaluate import evaluate
 from vlm.evaluation import plugins
 from vlm.evaluation.command import Arguments, run
-from vlm.evaluation.inputs import join, read_reports
+from vlm.evaluation.inputs import read_reports
 from vlm.evaluation.perturb import flip_negations, perturb_texts, swap_sides
 from vlm.evaluation.reruns import compare_reruns
 from vlm.evaluation.review import review_folder, weighted_kappa
-from vlm.evaluation.run import Settings, evaluate_reports
 from vlm.evaluation.scorers import nltk_sentence_bleu, six_scorers, tokens_13a
 from vlm.evaluation.text import bleu, index_texts
 from vlm.types import InputError
@@ -190,24 +188,68 @@ def test_scorers_equal_what_they_name() -> None:
     assert tokens_13a("Size 1.5 cm (left), clear.") == "Size 1.5 cm ( left ) , clear ."
 
 
-def test_plugins_add_scores_and_absent_ones_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PLUGIN = """
+import os
+def score(predictions, references):
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    return {"tiny_words": [float(len(text.split())) for text in predictions]}
+def short(predictions, references):
+    return {"x": [1.0]}
+def broken(predictions, references):
+    return [1 / 0]
+def same(predictions, references):
+    return {"cider": [1.0] * len(predictions)}
+def weightless(predictions, references):
+    from vlm.types import InputError
+    raise InputError("--plugin 'weightless': no weights in ~/.cache/tiny; fetch them once")
+"""
+POINTS = "[radscribe.metrics]\n" + "".join(
+    f"{name} = tinymetric:{name}\n" for name in ("score", "short", "broken", "same", "weightless", "gone")
+)
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution with entry points, installed into a folder on the path."""
+    info = tmp_path / "site" / "tinymetric-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tinymetric\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(POINTS)
+    (info.parent / "tinymetric.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(info.parent))
+
+
+@pytest.mark.usefixtures("distribution")
+def test_an_installed_plugin_is_found_and_its_scores_are_in_every_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     reference = write_reports(tmp_path / "r.jsonl", TEXTS)
+    out = tmp_path / "o.json"
+    arguments = Arguments([reference], reference, clinical=False, plugins=("score",), resamples=30, json_file=out)
+    run(arguments, Console(width=100))
+    flat = json.loads(out.read_text())
+    assert flat["tiny_words"] == pytest.approx(np.mean([len(text.split()) for text in TEXTS]))
+    assert flat["tiny_words.low"] < flat["tiny_words"] < flat["tiny_words.high"]
+    assert "plugin:score" in flat["tiny_words.signature"]
+    assert "tiny_words" in capsys.readouterr().out
 
-    def length(predictions: list[str], references: list[str]) -> Mapping[str, list[float]]:
-        return {"words": [float(len(text.split())) for text in predictions]}
 
-    monkeypatch.setitem(plugins.BUILTIN, "length", length)
-    joined = join({"p": read_reports(reference)}, read_reports(reference))
-    result = evaluate_reports(joined, Settings(resamples=20, clinical=False))
-    plugins.add_plugins(result, joined, ["length"], Settings(resamples=20))
-    flat = result.flat()
-    assert flat["words"] == pytest.approx(np.mean([len(text.split()) for text in TEXTS]))
-    assert "plugin:length" in flat["words.signature"]
-    with pytest.raises(InputError, match="'nobody' is not installed"):
-        plugins.load_plugin("nobody")
-    monkeypatch.setitem(plugins.BUILTIN, "short", lambda predictions, references: {"x": [1.0]})
-    with pytest.raises(InputError, match="x has 1 values for 4 studies"):
-        plugins.add_plugins(result, joined, ["short"], Settings())
+@pytest.mark.usefixtures("distribution")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nobody", "'nobody' is not installed.*chexbert"),
+        ("gone", "can't be imported"),
+        ("short", "x has 1 values for 4 studies"),
+        ("broken", "ZeroDivisionError: division by zero"),
+        ("same", "there is a score 'cider' already"),
+        ("weightless", "no weights in"),
+    ],
+)
+def test_a_plugin_that_is_absent_or_fails_says_so(tmp_path: Path, name: str, message: str) -> None:
+    reference = write_reports(tmp_path / "r.jsonl", TEXTS)
+    with pytest.raises(InputError, match=message):
+        run(Arguments([reference], reference, clinical=False, plugins=(name,), resamples=0), Console(quiet=True))
 
 
 def test_radgraph_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
