@@ -5,6 +5,10 @@
 A term that nothing in the batch speaks of is left out of the result; it is never zero by default, so a mean over
 batches is right.
 
+With several processes a term is a sum over this process's studies divided by its count over all of them (`share`): the
+mean of the processes' gradients, which is what data-parallel training takes, is then the gradient of one process with
+the whole batch, however unevenly tokens and labels are spread.
+
 Shapes: B studies, T images, A locations, K box classes, F findings, M labelled report positions.
 """
 
@@ -15,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
@@ -23,6 +28,25 @@ if TYPE_CHECKING:
 
 RANGES = {8: (0.0, 48.0), 16: (48.0, 96.0), 32: (96.0, 1e9)}
 """Longest side (pixels of the model's input) of the boxes that each stride is responsible for."""
+
+
+def share(count: Tensor) -> Tensor:
+    """A count averaged over the processes of a run; with one process, the count itself.
+
+    Every process must call it the same number of times in the same order, so terms ask for their counts before they
+    look whether they have anything to say.
+    """
+    total = count.detach().to(torch.float32)
+    if processes() > 1:
+        total = total.clone()
+        dist.all_reduce(total)
+        total /= processes()
+    return total
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def report_loss(logits: Tensor, index: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -37,7 +61,7 @@ def report_loss(logits: Tensor, index: Tensor, labels: Tensor, weights: Tensor, 
     """
     nll = F.cross_entropy(logits, labels.flatten()[index], reduction="none", label_smoothing=smoothing)
     w = weights.flatten()[index]
-    return (nll * w).sum() / w.sum().clamp_min(1e-6)
+    return (nll * w).sum() / share(w.sum()).clamp_min(1e-6)
 
 
 def finding_loss(logits: Tensor, targets: Tensor, positive_weight: Tensor | None = None) -> Tensor | None:
@@ -48,12 +72,13 @@ def finding_loss(logits: Tensor, targets: Tensor, positive_weight: Tensor | None
             findings.
     """
     known = ~targets.isnan()
-    if not known.any():
+    count = share(known.sum())
+    if not count:
         return None
     loss = F.binary_cross_entropy_with_logits(
         logits, targets.nan_to_num(0.0), reduction="none", pos_weight=positive_weight
     )
-    return loss[known].mean()
+    return loss[known].sum() / count
 
 
 def implication_loss(logits: Tensor, implies: Tensor, excludes: Tensor) -> Tensor | None:
@@ -68,11 +93,12 @@ def implication_loss(logits: Tensor, implies: Tensor, excludes: Tensor) -> Tenso
     if not len(implies) and not len(excludes):
         return None
     p = logits.sigmoid()
+    studies = share(torch.tensor(len(logits), device=logits.device))
     loss = logits.new_zeros(())
     if len(implies):
-        loss = loss + (p[:, implies[:, 0]] - p[:, implies[:, 1]]).relu().mean()
+        loss = loss + (p[:, implies[:, 0]] - p[:, implies[:, 1]]).relu().sum() / (studies * len(implies))
     if len(excludes):
-        loss = loss + (p[:, excludes[:, 0]] + p[:, excludes[:, 1]] - 1).relu().mean()
+        loss = loss + (p[:, excludes[:, 0]] + p[:, excludes[:, 1]] - 1).relu().sum() / (studies * len(excludes))
     return loss
 
 
@@ -89,8 +115,9 @@ def alignment_loss(similarity: Tensor, targets: Tensor) -> Tensor | None:
     terms = []
     for value, offset in ((1.0, 0), (0.0, targets.shape[1])):
         chosen = targets == value
-        if chosen.any():
-            terms.append(F.cross_entropy(similarity[chosen], labels[chosen] + offset))
+        count = share(chosen.sum())
+        if count:
+            terms.append(F.cross_entropy(similarity[chosen], labels[chosen] + offset, reduction="sum") / count)
     return torch.stack(terms).mean() if terms else None
 
 
@@ -155,7 +182,11 @@ def detection_loss(
         "box_class", "box_giou", "box_quality"; empty when nobody looked at any image.
     """
     looked = batch.box_known.any(1).nonzero(as_tuple=True)[0]
-    if not len(looked):
+    anywhere = share(torch.tensor(len(looked), device=logits.device))
+    if not anywhere:
+        return {}
+    if not len(looked):  # another process has looked: its counts are asked for here too
+        share(anywhere.new_zeros(()))
         return {}
     assigned = [
         assign_targets(points, strides, batch.boxes_xyxy[i], batch.box_classes[i], logits.shape[2])
@@ -163,16 +194,18 @@ def detection_loss(
     ]
     classes = torch.stack([a.classes for a in assigned])  # (t, A, K)
     positive = torch.stack([a.positive for a in assigned])  # (t, A)
-    count = positive.sum().clamp_min(1)
+    count = share(positive.sum())
     focal = sigmoid_focal_loss(logits[looked], classes, alpha=0.5, gamma=2.0)
-    losses = {"box_class": (focal * batch.box_known[looked][:, None]).sum() / count}
+    losses = {"box_class": (focal * batch.box_known[looked][:, None]).sum() / count.clamp_min(1.0 / processes())}
     if positive.any():
         predicted, wanted = boxes[looked][positive], torch.stack([a.boxes for a in assigned])[positive]
         giou = generalized_box_iou_loss(predicted, wanted)
-        losses["box_giou"] = giou.mean()
+        losses["box_giou"] = giou.sum() / count
         with torch.no_grad():
             overlap = _paired_iou(predicted, wanted)
-        losses["box_quality"] = F.binary_cross_entropy_with_logits(quality[looked][positive], overlap)
+        losses["box_quality"] = (
+            F.binary_cross_entropy_with_logits(quality[looked][positive], overlap, reduction="sum") / count
+        )
     return losses
 
 
