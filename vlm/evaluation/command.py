@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from vlm.evaluation import output
-from vlm.evaluation.gate import gate
+from vlm.evaluation.explain import row_of
+from vlm.evaluation.gate import gate, parts_of
 from vlm.evaluation.inputs import Joined, Reports, join, read_reports
 from vlm.evaluation.result import Evaluation
 from vlm.evaluation.run import Settings, evaluate_reports
@@ -68,9 +69,10 @@ def run(arguments: Arguments, console: Console, extra: Mapping[str, float] | Non
     Raises:
         InputError: anything wrong with a file or an option.
     """
+    _check(arguments)
     joined, train = _read(arguments)
-    if arguments.meteor not in ("stem", "java", "off"):
-        raise InputError(f"--meteor {arguments.meteor!r} is unknown; choose stem, java or off")
+    if arguments.explain is not None:
+        row_of(joined, arguments.explain)
     settings = Settings(
         arguments.profile,
         arguments.resamples,
@@ -93,6 +95,23 @@ def run(arguments: Arguments, console: Console, extra: Mapping[str, float] | Non
     _extras(arguments, joined, console)
     _write(arguments, result, joined)
     return gate(arguments.fail_if, result.flat(), list(joined.systems)) if arguments.fail_if else []
+
+
+def _check(arguments: Arguments) -> None:
+    """Refuses wrong options before anything is read or scored."""
+    if arguments.meteor not in ("stem", "java", "off"):
+        raise InputError(f"--meteor {arguments.meteor!r} is unknown; choose stem, java or off")
+    if arguments.meteor == "java":
+        from vlm.evaluation.meteor_java import JavaMeteor
+
+        JavaMeteor()
+    for condition in arguments.fail_if:
+        parts_of(condition)
+    if arguments.plugins:
+        from vlm.evaluation.plugins import load_plugin
+
+        for name in arguments.plugins:
+            load_plugin(name)
 
 
 def _read(arguments: Arguments) -> tuple[Joined, Reports | None]:

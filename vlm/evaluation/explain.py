@@ -12,6 +12,21 @@ from vlm.types import InputError
 EXPLAINED = ("canonical", "r2gen-compat")
 
 
+def row_of(joined: Joined, study: str) -> int:
+    """Returns the place of a study, given by its id or as "first".
+
+    Raises:
+        InputError: no such study.
+    """
+    if study == "first":
+        return 0
+    if study not in joined.ids:
+        raise InputError(
+            f"--explain: no study {study!r} among the {len(joined.ids)} scored; the first is {joined.ids[0]!r}"
+        )
+    return joined.ids.index(study)
+
+
 def print_explanation(joined: Joined, study: str, console: Console) -> None:
     """Prints a study's reference and predictions as written, then their tokens and scores under each profile.
 
@@ -21,12 +36,8 @@ def print_explanation(joined: Joined, study: str, console: Console) -> None:
     Raises:
         InputError: no such study.
     """
-    study = joined.ids[0] if study == "first" else study
-    if study not in joined.ids:
-        raise InputError(
-            f"--explain: no study {study!r} among the {len(joined.ids)} scored; the first is {joined.ids[0]!r}"
-        )
-    row = joined.ids.index(study)
+    row = row_of(joined, study)
+    study = joined.ids[row]
     console.print(f"Study {study} as written", style="bold", markup=False, highlight=False)
     console.print(f"reference: {joined.references[row]}", markup=False, highlight=False)
     for name, texts in joined.systems.items():

@@ -25,11 +25,7 @@ def gate(conditions: Sequence[str], scores: Mapping[str, Any], systems: Sequence
     """
     reasons = []
     for condition in conditions:
-        match = _CONDITION.match(condition)
-        if match is None:
-            raise InputError(
-                f'--fail-if "{condition}" is not NAME < VALUE; write for example "unique<0.1" or "cider<constant"'
-            )
+        match = parts_of(condition)
         for system in systems:
             prefix = "" if len(systems) == 1 else f"{system}."
             name = match["left"] if match["left"] in scores else prefix + match["left"]
@@ -42,6 +38,20 @@ def gate(conditions: Sequence[str], scores: Mapping[str, Any], systems: Sequence
             if name == match["left"] and len(systems) > 1:
                 break
     return reasons
+
+
+def parts_of(condition: str) -> re.Match[str]:
+    """Returns a condition's parts `left`, `sign` and `right`.
+
+    Raises:
+        InputError: not a condition.
+    """
+    match = _CONDITION.match(condition)
+    if match is None:
+        raise InputError(
+            f'--fail-if "{condition}" is not NAME < VALUE; write for example "unique<0.1" or "cider<constant"'
+        )
+    return match
 
 
 def _right(
