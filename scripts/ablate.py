@@ -26,48 +26,35 @@ import json
 import math
 import os
 import shutil
-import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scipy.stats import t as student
 
+from vlm.ablation import WITHOUT, cell, finding_metrics, groups, scaled, variant_config, variants
 from vlm.assembly import starting_point
 from vlm.checkpoint import Checkpoint
 from vlm.cli.progress import calm_libraries
 from vlm.config import Config, lay_over, load_config
 from vlm.data.batches import Collator, bucketed, move
-from vlm.data.examples import ExampleBuilder
 from vlm.evaluation.baselines import Settings
 from vlm.evaluation.detection import average_precision
 from vlm.evaluation.inputs import Reports, join
 from vlm.evaluation.run import evaluate_reports
 from vlm.optimization import select_parameters
 from vlm.pipeline import FailedStudy, GenerationSettings, Pipeline
-from vlm.training import autocast_dtype, train
+from vlm.training import Run, train
 from vlm.training_data import Shared, open_set
 from vlm.types import InputError
-from vlm.validation import Validator, best_f1_cut, calibrate_boxes, mean_auc
+from vlm.validation import Validator, calibrate_boxes
 
 console = Console()
 err = Console(stderr=True)
-
-WITHOUT: dict[str, dict[str, Any]] = {
-    "knowledge": {
-        "model": {"knowledge": {"enabled": False}},
-        "training": {"loss": {"implication": 0.0, "alignment": 0.0, "concept_weight": 1.0}},
-    },
-    "hierarchy": {"model": {"hierarchy": {"enabled": False}}},
-    "detection": {"model": {"detection": {"strides": [16]}}},
-}
-"""Part -> what leaves it out."""
 
 COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
     "findings and boxes": {
@@ -82,48 +69,6 @@ COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
 }  # fmt: skip
 """Table -> metric -> heading and decimals."""
 SHOWN = {key: row for table in COLUMNS.values() for key, row in table.items()}
-FUSION = "full, fusion "
-
-
-def variants(parts: list[str]) -> dict[str, dict[str, list[str] | str]]:
-    """Name -> parts left out and the way of fusion; rows that would repeat another are left out."""
-    fine = [p for p in parts if p != "knowledge"]
-    rows: dict[str, tuple[list[str], str]] = {"base": (parts, "gate")}
-    if "knowledge" in parts and fine:
-        rows["+ knowledge"] = (fine, "gate")
-        rows["+ fine-grained"] = (["knowledge"], "gate")
-    rows["full"] = ([], "gate")
-    if "knowledge" in parts:
-        rows |= {f"{FUSION}{name}": ([], name) for name in ("none", "concatenate", "attention")}
-    return {name: {"without": without, "fusion": fusion} for name, (without, fusion) in rows.items()}
-
-
-def variant_config(base: Config, variant: dict[str, Any], seed: int, origin: str) -> Config:
-    """The configuration of one run."""
-    changes: dict[str, Any] = {"training": {"seed": seed}}
-    if "knowledge" not in variant["without"]:
-        changes["model"] = {"knowledge": {"fusion": variant["fusion"]}}
-    config = lay_over(base, changes, origin)
-    for part in variant["without"]:
-        config = lay_over(config, WITHOUT[part], origin)
-    if "knowledge" in variant["without"]:
-        stages = [
-            stage.model_copy(update={"losses": tuple(n for n in stage.losses if n != "knowledge") or stage.losses})
-            for stage in config.training.stages
-        ]
-        config = config.model_copy(update={"training": config.training.model_copy(update={"stages": tuple(stages)})})
-    return config
-
-
-def scaled(config: Config, limit: int | None, epochs: float, origin: str) -> Config:
-    """The configuration on `limit` studies of each set and with so many times the epochs."""
-    tree = config.model_dump(mode="json", exclude_unset=True)
-    for source in [*tree["data"]["train"], *tree["data"].get("validation", [])] if limit else []:
-        key = "limit" if source.get("path") else "count"
-        source[key] = min(limit or 0, source.get(key) or limit or 0)
-    for stage in tree["training"]["stages"]:
-        stage["epochs"] *= epochs
-    return lay_over(config, tree, origin)
 
 
 def run_unit(config: Config, out: Path, shared: Shared) -> dict[str, float]:
@@ -147,8 +92,8 @@ def run_unit(config: Config, out: Path, shared: Shared) -> dict[str, float]:
         for group in select_parameters(checkpoint.model, stage, config.model.vision.frozen_stages).values()
         for p in group
     }
-    builder = make_builder(checkpoint)
-    prepare(checkpoint, builder, shared)
+    run = Run(config, checkpoint, out, shared)
+    prepare(run, shared)
     before = reset_peak()
     begun, reading, clock = time.process_time(), shared.seconds, time.monotonic()
     train(checkpoint, out, shared=shared)
@@ -159,46 +104,35 @@ def run_unit(config: Config, out: Path, shared: Shared) -> dict[str, float]:
         "core_minutes": math.nan if resumed else seconds / 60,
         "million_trained": sum(trained.values()) / 1e6,
     }
-    metrics |= measure(checkpoint, builder, out, shared)
+    metrics |= measure(run, out, shared)
     write_json(done, {"config": digest, "metrics": {k: round(v, 5) for k, v in metrics.items()}})
     for name in ("state", "best"):
         shutil.rmtree(out / name, ignore_errors=True)
     return metrics
 
 
-def make_builder(checkpoint: Checkpoint) -> ExampleBuilder:
-    """What turns studies into examples, as training makes it."""
-    config = checkpoint.config
-    return ExampleBuilder(
-        config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
-        config.training.loss.concept_weight, view=config.model.knowledge.view,
-    )  # fmt: skip
-
-
-def prepare(checkpoint: Checkpoint, builder: ExampleBuilder, shared: Shared) -> None:
-    """Reads the data and computes the maps that runs share, so that no run pays for it in time or memory."""
-    config, model = checkpoint.config, checkpoint.model.eval()
-    train_set = [e for s in config.data.train for e in shared.load(s, builder, True)]
-    validation = [e for s in config.data.validation for e in shared.load(s, builder, True)]
+def prepare(run: Run, shared: Shared) -> None:
+    """Computes the maps that runs share, so that no run pays for them in time or memory."""
+    config, model = run.config, run.model.eval()
     if config.data.augment or any("vision" in stage.train for stage in config.training.stages):
         return
-    device = next(model.parameters()).device
-    for dtype, examples in (
-        (autocast_dtype(config.training.dtype, device), train_set + validation),
-        (None, validation),
-    ):
+    collate, device = Collator(run.builder), next(model.parameters()).device
+    train_set = [e for _, examples in run.sets for e in examples]
+    for dtype, examples in ((run.dtype, train_set + run.validator.examples), (None, run.validator.examples)):
         maps = shared.maps_of(dtype, model.vision)
         missing = [e for e in {e.id: e for e in examples}.values() if e.id not in maps.store]
         for indices in track(list(bucketed(missing, 16, None)), description="maps", console=err, transient=True):
-            maps.attach(model, move(Collator(builder)([missing[i] for i in indices]), device))
+            maps.attach(model, move(collate([missing[i] for i in indices]), device))
 
 
-def measure(checkpoint: Checkpoint, builder: ExampleBuilder, out: Path, shared: Shared) -> dict[str, float]:
+def measure(run: Run, out: Path, shared: Shared) -> dict[str, float]:
     """Findings, boxes and texts of a trained model on validation."""
+    checkpoint = run.checkpoint
     config = checkpoint.config
-    sets = [shared.load(s, builder, False) for s in config.data.validation]
-    everything = Validator(builder, [e for s in sets for e in s], config, None)
-    first = Validator(builder, sets[0], config, None)
+    examples = run.validator.examples
+    everything = Validator(run.builder, examples, config, None)
+    own = len(shared.load(config.data.validation[0], run.builder, False))
+    first = Validator(run.builder, examples[:own], config, None)
     first.maps = everything.maps = shared.maps_of(None, checkpoint.model.vision)
     seen = first.collect(checkpoint.model)
     metrics = finding_metrics(seen.logits.numpy(), seen.targets.numpy())
@@ -208,31 +142,6 @@ def measure(checkpoint: Checkpoint, builder: ExampleBuilder, out: Path, shared: 
         boxes = average_precision(seen.boxes, seen.truths, 0.5, cut=0.5 if cut is None else cut)
         metrics |= {"map": boxes.mean_ap, "iou": boxes.mean_iou, "box_f1": boxes.f1}
     return metrics | text_metrics(checkpoint, out)
-
-
-def finding_metrics(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Micro averages over the known cells, with cuts from the other half of the studies; AUC needs none.
-
-    Args:
-        logits: (N, F). targets: (N, F) 1, 0 or NaN.
-    """
-    score = 1 / (1 + np.exp(-logits.astype(float)))
-    fold = np.arange(len(score)) % 2
-    predicted = np.zeros(score.shape, bool)
-    for half in (0, 1):
-        for label in range(score.shape[1]):
-            cut = best_f1_cut(score[fold != half, label], targets[fold != half, label])
-            predicted[fold == half, label] = score[fold == half, label] >= cut
-    known, truth = ~np.isnan(targets), targets == 1
-    hit, false = (predicted & truth).sum(), (predicted & ~truth & known).sum()
-    missed = (~predicted & truth).sum()
-    return {
-        "accuracy": float((predicted == truth)[known].mean()),
-        "precision": float(hit / max(1, hit + false)),
-        "recall": float(hit / max(1, hit + missed)),
-        "f1": float(2 * hit / max(1, 2 * hit + false + missed)),
-        "auc": mean_auc(logits, targets),
-    }
 
 
 def text_metrics(checkpoint: Checkpoint, out: Path) -> dict[str, float]:
@@ -291,32 +200,6 @@ def _status(name: str) -> float:
     except OSError:
         return math.nan
     return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith(name)), math.nan)
-
-
-def summary(rows: list[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95% interval over seeds (Student's t); NaN for fewer than two."""
-    values = [v for v in rows if not math.isnan(v)]
-    if len(values) < 2:
-        return (values[0] if values else math.nan), math.nan
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), half
-
-
-def cell(values: list[float], digits: int) -> str:
-    """A mean with its interval, as it is printed."""
-    mean, half = summary(values)
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
-
-
-def groups(results: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Heading -> variant -> the name of its row: the parts, and the ways of fusion with all parts."""
-    fusions = {name: name.removeprefix(FUSION) for name in results if name.startswith(FUSION)}
-    rows = {"parts": {name: name for name in results if name not in fusions}}
-    if fusions:
-        rows["knowledge fusion"] = fusions | ({"full": "gate (full)"} if "full" in results else {})
-    return rows
 
 
 def present(results: dict[str, list[dict[str, float]]], out: Path, facts: dict[str, Any]) -> None:

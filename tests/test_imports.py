@@ -33,6 +33,7 @@ TOP = (
     "training_data",
     "run_state",
     "optimization",
+    "ablation",
     "adapter_folder",
 )
 MIDDLE = ("export", "evaluation", "generation", "models", "losses", "data")

@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from vlm import ablation
 from vlm.config import Config, lay_over, load_config
 from vlm.types import InputError
 
@@ -30,20 +31,20 @@ def script() -> ModuleType:
     return module
 
 
-def test_variants_are_the_papers_rows_without_repetition(script: ModuleType) -> None:
-    names = script.variants(["knowledge", "hierarchy", "detection"])
+def test_variants_are_the_papers_rows_without_repetition() -> None:
+    names = ablation.variants(["knowledge", "hierarchy", "detection"])
     fusions = ["full, fusion none", "full, fusion concatenate", "full, fusion attention"]
     assert list(names) == ["base", "+ knowledge", "+ fine-grained", "full", *fusions]
-    assert list(script.variants(["knowledge"])) == ["base", "full", *fusions]
-    assert list(script.variants(["hierarchy", "detection"])) == ["base", "full"]
+    assert list(ablation.variants(["knowledge"])) == ["base", "full", *fusions]
+    assert list(ablation.variants(["hierarchy", "detection"])) == ["base", "full"]
 
 
-def test_a_variant_leaves_out_what_its_name_says(script: ModuleType) -> None:
+def test_a_variant_leaves_out_what_its_name_says() -> None:
     base = load_config(TINY)
-    every = script.variants(["knowledge", "hierarchy", "detection"])
+    every = ablation.variants(["knowledge", "hierarchy", "detection"])
 
     def config(name: str) -> Config:
-        return script.variant_config(base, every[name], 7, "tiny")  # type: ignore[no-any-return]
+        return ablation.variant_config(base, every[name], 7, "tiny")
 
     full, bare, fine = config("full"), config("base"), config("+ fine-grained")
     assert full.model.model_dump() == base.model.model_dump()
@@ -61,26 +62,27 @@ def test_a_variant_leaves_out_what_its_name_says(script: ModuleType) -> None:
     assert [s.epochs for s in bare.training.stages] == [s.epochs for s in full.training.stages]
 
 
-def test_cuts_come_from_the_other_half(script: ModuleType) -> None:
+def test_cuts_come_from_the_other_half() -> None:
     rng = np.random.default_rng(0)
     targets = (rng.random((200, 1)) < 0.3).astype(np.float32)
-    noise = script.finding_metrics(rng.normal(size=(200, 1)), targets)
-    perfect = script.finding_metrics(targets * 8 - 4, targets)
+    noise = ablation.finding_metrics(rng.normal(size=(200, 1)), targets)
+    perfect = ablation.finding_metrics(targets * 8 - 4, targets)
     assert perfect["f1"] == perfect["accuracy"] == perfect["auc"] == 1.0
     assert noise["f1"] < 0.6
     half_known = np.where(np.arange(200)[:, None] < 100, targets, np.nan)
-    assert script.finding_metrics(targets * 8 - 4, half_known)["precision"] == 1.0
+    assert ablation.finding_metrics(targets * 8 - 4, half_known)["precision"] == 1.0
 
 
-def test_intervals_are_students(script: ModuleType) -> None:
-    mean, half = script.summary([1.0, 2.0, 3.0])
+def test_intervals_are_students() -> None:
+    assert [ablation.student(n) for n in (1, 2, 9)] == pytest.approx([12.7062, 4.30265, 2.26216], rel=1e-4)
+    mean, half = ablation.summary([1.0, 2.0, 3.0])
     assert mean == 2.0
     assert half == pytest.approx(4.30265 / 3**0.5, rel=1e-4)
-    assert script.cell([0.5], 2) == "0.50"
-    assert script.cell([float("nan")], 2) == "-"
+    assert ablation.cell([0.5], 2) == "0.50"
+    assert ablation.cell([float("nan")], 2) == "-"
 
 
-def test_the_openi_ablation_is_a_valid_configuration(script: ModuleType) -> None:
+def test_the_openi_ablation_is_a_valid_configuration() -> None:
     loaded = load_config(ROOT / "configs" / "openi.yaml")
     config = lay_over(loaded, loaded.ablation, "openi")
     assert config.start is None
