@@ -14,8 +14,13 @@ from pathlib import Path
 
 from vlm.data.layouts.coco import is_coco, read_coco
 from vlm.data.layouts.folders import read_folder, read_image_file
+from vlm.data.layouts.kidney import is_kidney, read_kidney
+from vlm.data.layouts.lidc import is_lidc, read_lidc
 from vlm.data.layouts.medpix import is_medpix, read_medpix
+from vlm.data.layouts.mimic import is_mimic, is_mimic_jpg, read_mimic, read_mimic_jpg
+from vlm.data.layouts.nih import is_nih, read_nih
 from vlm.data.layouts.openi import read_openi, read_r2gen
+from vlm.data.layouts.padchest import is_padchest, read_padchest
 from vlm.data.layouts.slake import is_slake, read_slake
 from vlm.data.layouts.tabular import is_list, read_list
 from vlm.data.prepared import is_prepared, read_prepared
@@ -154,6 +159,52 @@ FORMATS: dict[str, Layout] = {
             is_medpix,
             "MedPix cases: CT and MR with captions; burnt-in names are blackened",
             "medpix/\n  cases.jsonl  images/MPX1009_synpic46283.jpg",
+        ),
+        Layout(
+            "mimic-cxr",
+            read_mimic,
+            is_mimic,
+            "MIMIC-CXR: DICOM and report texts; sections as the official code cuts them, CheXpert labels, split",
+            "mimic-cxr/\n  files/p10/p10000032/s50414267/02aa804e-....dcm  files/p10/p10000032/s50414267.txt\n"
+            "  [cxr-record-list.csv.gz]  [mimic-cxr-2.0.0-{metadata,split,chexpert}.csv.gz]  [mimic-cxr-reports.zip]",
+        ),
+        Layout(
+            "mimic-cxr-jpg",
+            read_mimic_jpg,
+            is_mimic_jpg,
+            "MIMIC-CXR-JPG: the same as JPEG; reports from MIMIC-CXR's archive laid beside",
+            "mimic-cxr-jpg/\n  files/p10/p10000032/s50414267/02aa804e-....jpg  mimic-cxr-2.0.0-metadata.csv.gz\n"
+            "  mimic-cxr-2.0.0-{split,chexpert,negbio}.csv.gz  [mimic-cxr-reports.zip]  [mimic_cxr_sectioned.csv]",
+        ),
+        Layout(
+            "ct-kidney",
+            read_kidney,
+            is_kidney,
+            "CT-KIDNEY: slices in folders by class; a class says nothing of the others",
+            "ct-kidney/\n  {Cyst,Normal,Stone,Tumor}/Cyst- (1).jpg  [kidneyData.csv]",
+        ),
+        Layout(
+            "nih",
+            read_nih,
+            is_nih,
+            "NIH ChestX-ray14: 14 findings mined from reports, boxes of 880 images, split by patient",
+            "chestxray14/\n  Data_Entry_2017.csv  BBox_List_2017.csv  train_val_list.txt  test_list.txt\n"
+            "  images_001/images/00000001_000.png",
+        ),
+        Layout(
+            "padchest",
+            read_padchest,
+            is_padchest,
+            "PadChest, or a table like it: English or Spanish labels become the graph's",
+            "padchest/\n  PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv\n  0/2053668664013_k6ga29.png",
+        ),
+        Layout(
+            "lidc",
+            read_lidc,
+            is_lidc,
+            "LIDC-IDRI: chest CT series, nodules on which at least half of the readers agree as boxes on slices",
+            "LIDC-IDRI/\n  LIDC-IDRI-0001/<study>/<series>/{1-001.dcm,069.xml}  or  tcia-lidc-xml/*/*.xml",
+            "boxes:8",
         ),
         Layout(
             "coco",

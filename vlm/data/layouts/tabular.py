@@ -10,7 +10,10 @@ JSONL, one study a line; "id" and "images" are needed, an absent key means unkno
      "report": {"findings": "A nodule in the left lung.", "impression": "Nodule."}}
 
 CSV, one image a row or several split by ";": columns `id`, `image`, and, where known, `view`, `modality`, `patient`,
-`split`, `indication`, `comparison`, `findings`, `impression`. Rows with one id are one study.
+`split`, `indication`, `comparison`, `technique`, `prior`, `findings`, `impression`. Rows with one id are one study.
+
+"report" may be a whole text instead (JSONL: a string; CSV: a column `report`): it is cut into sections by
+`vlm.data.sections`, and what a column or a key states wins. "clinical" may hold "prior", the text of an earlier report.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any, NoReturn, TypeVar
 
 from knowledge.ontology import Certainty
 from vlm.data.files import inside, read_json_lines, read_table, sections_of, write_atomic
+from vlm.data.sections import split_sections
 from vlm.types import SECTIONS, Box, Finding, InputError, Modality, SlicePlace, Study, StudyImage, View
 
 NEEDED = ("id", "image")
@@ -247,12 +251,18 @@ def _study(record: dict[str, Any], line: _Line) -> Study:
         line.fail("has no 'images'")
     images = [_image(entry, line) for entry in line.objects(record, "images") or []]
     boxes, findings = line.objects(record, "boxes"), line.objects(record, "findings")
+    clinical, report = line.texts(record, "clinical") or {}, None
+    if isinstance(record.get("report"), str):
+        before, report = split_sections(record["report"])
+        clinical, report = before | clinical, report or None
+    else:
+        report = line.texts(record, "report")
     study = Study(
         id=name,
         images=images,
-        clinical=line.texts(record, "clinical") or {},
+        clinical=clinical,
         boxes=None if boxes is None else tuple(_box(b, len(images), line) for b in boxes),
-        report=line.texts(record, "report"),
+        report=report,
         patient=line.text(record, "patient"),
         split=line.text(record, "split"),
         source=line.text(record, "source"),
@@ -350,11 +360,12 @@ def _read_csv(path: Path) -> list[Study]:
             )
             for i, file in enumerate(files)
         ]
-        sections = sections_of(**{name: row.get(name, "") for name in SECTIONS})
+        before, text = split_sections(row.get("report", ""))
+        sections = before | text | sections_of(**{name: row.get(name, "") for name in (*SECTIONS, "prior")})
         study = Study(
             id=row["id"].strip(),
             images=images,
-            clinical={k: v for k, v in sections.items() if k in ("indication", "comparison")},
+            clinical={k: v for k, v in sections.items() if k not in ("findings", "impression")},
             report={k: v for k, v in sections.items() if k in ("findings", "impression")} or None,
             patient=row.get("patient", "").strip() or None,
             split=row.get("split", "").strip() or None,
