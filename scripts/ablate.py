@@ -29,7 +29,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -37,21 +37,14 @@ from rich.progress import track
 from rich.table import Table
 
 from vlm.ablation import WITHOUT, cell, finding_metrics, groups, scaled, variant_config, variants
-from vlm.assembly import starting_point
-from vlm.checkpoint import Checkpoint
 from vlm.cli.progress import calm_libraries
 from vlm.config import Config, lay_over, load_config
-from vlm.data.batches import Collator, bucketed, move
-from vlm.evaluation.baselines import Settings
-from vlm.evaluation.detection import average_precision
-from vlm.evaluation.inputs import Reports, join
-from vlm.evaluation.run import evaluate_reports
-from vlm.optimization import select_parameters
-from vlm.pipeline import FailedStudy, GenerationSettings, Pipeline
-from vlm.training import Run, train
-from vlm.training_data import Shared, open_set
 from vlm.types import InputError
-from vlm.validation import Validator, calibrate_boxes
+
+if TYPE_CHECKING:  # the rest is imported where it is used: model libraries take seconds, and have notes to print
+    from vlm.checkpoint import Checkpoint
+    from vlm.training import Run
+    from vlm.training_data import Shared
 
 console = Console()
 err = Console(stderr=True)
@@ -77,6 +70,10 @@ def run_unit(config: Config, out: Path, shared: Shared) -> dict[str, float]:
     Raises:
         InputError: the folder holds a run of another configuration.
     """
+    from vlm.assembly import starting_point
+    from vlm.optimization import select_parameters
+    from vlm.training import Run, train
+
     digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
     done = out / "metrics.json"
     if done.is_file():
@@ -113,6 +110,8 @@ def run_unit(config: Config, out: Path, shared: Shared) -> dict[str, float]:
 
 def prepare(run: Run, shared: Shared) -> None:
     """Computes the maps that runs share, so that no run pays for them in time or memory."""
+    from vlm.data.batches import Collator, bucketed, move
+
     config, model = run.config, run.model.eval()
     if config.data.augment or any("vision" in stage.train for stage in config.training.stages):
         return
@@ -127,6 +126,9 @@ def prepare(run: Run, shared: Shared) -> None:
 
 def measure(run: Run, out: Path, shared: Shared) -> dict[str, float]:
     """Findings, boxes and texts of a trained model on validation."""
+    from vlm.evaluation.detection import average_precision
+    from vlm.validation import Validator, calibrate_boxes
+
     checkpoint = run.checkpoint
     config = checkpoint.config
     examples = run.validator.examples
@@ -146,6 +148,12 @@ def measure(run: Run, out: Path, shared: Shared) -> dict[str, float]:
 
 def text_metrics(checkpoint: Checkpoint, out: Path) -> dict[str, float]:
     """Writes the first validation set's reports and scores them against its own."""
+    from vlm.evaluation.baselines import Settings
+    from vlm.evaluation.inputs import Reports, join
+    from vlm.evaluation.run import evaluate_reports
+    from vlm.pipeline import FailedStudy, GenerationSettings, Pipeline
+    from vlm.training_data import open_set
+
     config = checkpoint.config
     sections = config.data.report_sections
     _, count, study_at = open_set(config.data.validation[0])
@@ -274,6 +282,8 @@ def ablate(given: argparse.Namespace) -> None:
     wanted = list(names) if given.only is None else [n.strip() for n in given.only.split(";")]
     if unknown := [n for n in wanted if n not in names]:
         raise InputError(f"--only: {unknown[0]!r} is none of {'; '.join(names)}")
+    from vlm.training_data import Shared
+
     if given.threads:
         torch.set_num_threads(given.threads)
     shared = Shared()

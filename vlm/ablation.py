@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from vlm.config import Config, lay_over
-from vlm.validation import best_f1_cut, mean_auc
 
 WITHOUT: dict[str, dict[str, Any]] = {
     "knowledge": {
@@ -75,6 +74,8 @@ def finding_metrics(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]
     Args:
         logits: (N, F). targets: (N, F) 1, 0 or NaN.
     """
+    from vlm.validation import best_f1_cut, mean_auc  # loads every model library
+
     score = 1 / (1 + np.exp(-logits.astype(float)))
     fold = np.arange(len(score)) % 2
     predicted = np.zeros(score.shape, bool)
