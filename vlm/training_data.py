@@ -203,7 +203,7 @@ class Shared:
         begun = time.process_time()
         facts = [
             source.model_dump_json(), builder.config.model_dump_json(exclude={"train", "validation"}),
-            builder.labels, builder.box_labels, builder.graph.hash, builder.view, builder.concept_weight,
+            builder.labels, builder.box_labels, builder.graph.hash, builder.view, builder.concept_weight, builder.begin,
             sorted(builder.tokenizer.get_vocab().items()),
         ]  # fmt: skip
         key = hashlib.sha256(repr(facts).encode()).hexdigest()
