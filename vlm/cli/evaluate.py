@@ -136,12 +136,12 @@ def _rerun(checkpoint: Path, source: Path | None, split: str | None, limit: int,
 
     from vlm.cli.progress import calm_libraries, watching
 
+    chosen = _with_pixels(source, split, limit, console)
     calm_libraries()
     from vlm.evaluation.reruns import Seen, compare_reruns, print_reruns, rerun_numbers, summary_of
     from vlm.pipeline import GenerationSettings, Pipeline
     from vlm.types import InputError, Report
 
-    chosen = _with_pixels(source, split, limit, console)
     pipeline, plain = Pipeline.load(checkpoint), GenerationSettings(attention=False)
     # Consensus draws take most of a report's time and choose among texts of the same images: all runs do without.
     config = pipeline.checkpoint.config
@@ -178,8 +178,12 @@ def _with_pixels(source: Path | None, split: str | None, limit: int, console: Co
 
     if source is None:
         raise InputError("--perturb with --checkpoint needs the studies: give --studies")
+    try:
+        studies = read_studies(source, split=split)
+    except InputError as error:
+        raise InputError(f"{error}; name the studies to rerun with --studies") from error
     found: list[Study] = []
-    for study in read_studies(source, split=split):
+    for study in studies:
         if len(found) == limit:
             break
         if not study.images:
