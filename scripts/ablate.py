@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from vlm.ablation import WITHOUT, cell, finding_metrics, groups, scaled, variant_config, variants
+from vlm.ablation import WITHOUT, cell, finding_metrics, groups, scaled, variant_config, variants, verdicts
 from vlm.cli.progress import calm_libraries
 from vlm.config import Config, lay_over, load_config
 from vlm.types import InputError
@@ -227,7 +227,16 @@ def present(results: dict[str, list[dict[str, float]]], out: Path, facts: dict[s
                 lines.append("| " + " | ".join([shown, str(len(runs)), *cells]) + " |")
             (console if console.is_terminal else Console(width=130)).print(table)
             lines.append("")
-    write_text(out / "table.md", "\n".join(lines))
+    told = verdicts(results, SHOWN)
+    if told:
+        lines += [
+            "Paired by seed, differences whose 95% interval leaves out zero (one in twenty does so by chance):",
+            "",
+        ]
+        lines += [f"- {line}" for line in told]
+        for line in told:
+            console.print(line, markup=False, highlight=False)
+    write_text(out / "table.md", "\n".join(lines) + "\n")
     write_json(out / "results.json", {**facts, "runs": results})
 
 
@@ -297,7 +306,7 @@ def ablate(given: argparse.Namespace) -> None:
                 continue
             known = (folder / "metrics.json").is_file()
             metrics = run_unit(variant_config(base, names[name], seed, str(given.config)), folder, shared)
-            results[name].append(metrics)
+            results[name].append({"seed": seed, **metrics})
             fresh += not known
             done = sum(map(len, results.values()))
             left = (time.monotonic() - begun) / max(1, fresh) * max(0, total - done) / 60

@@ -128,3 +128,35 @@ def groups(results: dict[str, Any]) -> dict[str, dict[str, str]]:
     if fusions:
         rows["knowledge fusion"] = fusions | ({"full": "gate (full)"} if "full" in results else {})
     return rows
+
+
+def verdicts(results: dict[str, list[dict[str, float]]], metrics: dict[str, tuple[str, int]]) -> list[str]:
+    """A line for each variant beside the one that it adds to: paired differences of runs with the same seed, split
+    into those whose 95% interval leaves out zero and those that the seeds do not tell apart.
+
+    Args:
+        results: variant -> runs, each with its "seed". metrics: metric -> heading and decimals.
+    """
+    pairs = [(name, "base") for name in results if name != "base" and not name.startswith(FUSION)]
+    pairs += [("full", "+ fine-grained")] + [
+        (name, f"{FUSION}none") for name in (f"{FUSION}concatenate", f"{FUSION}attention", "full")
+    ]
+    lines = []
+    for name, other in pairs:
+        clear, unclear = [], []
+        for key, (title, digits) in metrics.items():
+            before = {run["seed"]: run[key] for run in results.get(other, []) if key in run}
+            rows = [
+                run[key] - before[run["seed"]] for run in results.get(name, []) if run["seed"] in before and key in run
+            ]
+            mean, half = summary(rows)
+            if math.isnan(half):
+                continue
+            if abs(mean) > half:
+                clear.append(f"{title} {mean:+.{digits}f} ± {half:.{digits}f}")
+            else:
+                unclear.append(title)
+        if clear or unclear:
+            told = f"; not told apart: {', '.join(unclear)}" if unclear else ""
+            lines.append(f"{name} against {other}: {', '.join(clear) or 'nothing beyond the spread of seeds'}{told}.")
+    return lines

@@ -82,6 +82,17 @@ def test_intervals_are_students() -> None:
     assert ablation.cell([float("nan")], 2) == "-"
 
 
+def test_a_verdict_pairs_runs_of_one_seed() -> None:
+    base = [{"seed": 0, "auc": 0.5, "f1": 0.1}, {"seed": 1, "auc": 0.7, "f1": 0.3}, {"seed": 2, "auc": 0.9, "f1": 0.2}]
+    full = [
+        {"seed": 2, "auc": 0.95, "f1": 0.1},
+        {"seed": 0, "auc": 0.56, "f1": 0.4},
+        {"seed": 1, "auc": 0.76, "f1": 0.2},
+    ]
+    lines = ablation.verdicts({"base": base, "full": full}, {"auc": ("AUC", 3), "f1": ("F1", 3)})
+    assert lines == ["full against base: AUC +0.057 ± 0.014; not told apart: F1."]
+
+
 def test_the_openi_ablation_is_a_valid_configuration() -> None:
     loaded = load_config(ROOT / "configs" / "openi.yaml")
     config = lay_over(loaded, loaded.ablation, "openi")
