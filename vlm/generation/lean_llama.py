@@ -1,5 +1,4 @@
-"""A short way through Llama-shaped decoders: packed weights, fused projections, static buffers, the tree cache read in
-place.
+"""A short way through Llama-shaped decoders: packed weights, fused projections, the tree cache read in place.
 
 It computes what transformers' `LlamaForCausalLM.forward` computes, from the same weights (adapters of LoRA added to
 them), and is used by `beam_search` when the model is one; everything else goes through its own forward. On the CPU the
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from vlm.generation.tree_cache import HuggingFaceStepper
+from vlm.generation.tree_cache import HuggingFaceStepper, Slots
 
 ROWS = 16
 """Rows that packing is told to expect; any number is served, only 1 would be packed badly."""
@@ -31,6 +30,10 @@ _READY: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], LeanWeig
 
 class PackedLinear:
     """x W^T + b with W repacked for the CPU; the library's product elsewhere.
+
+    A row's result does not depend on the other rows: oneDNN adds up in one order for any number of rows but 1, so a
+    single row is computed twice. What follows the product is fused into it for the same reason (the library's `silu`
+    rounds the end of a block differently).
 
     Args:
         weight: (out, in).
@@ -45,21 +48,42 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return functional.linear(x, self.weight, self.bias)
+        return self._unary(x, "none") if self.packed else functional.linear(x, self.weight, self.bias)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """silu(x W^T + b)."""
+        return self._unary(x, "swish") if self.packed else functional.silu(functional.linear(x, self.weight, self.bias))
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """(x W^T + b) * other, `other` (..., out)."""
+        return self._binary(x, other, "mul") if self.packed else functional.linear(x, self.weight, self.bias) * other
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """(x W^T + b) + other, `other` (..., out)."""
+        return self._binary(x, other, "add") if self.packed else functional.linear(x, self.weight, self.bias) + other
+
+    def _unary(self, x: Tensor, after: str) -> Tensor:
+        if x.numel() == x.shape[-1]:
+            return self._unary(torch.cat([x, x]), after)[:1]
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], "")
+
+    def _binary(self, x: Tensor, other: Tensor, after: str) -> Tensor:
+        if x.numel() == x.shape[-1]:
+            return self._binary(torch.cat([x, x]), torch.cat([other, other]), after)[:1]
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, after)
 
 
 @dataclass(frozen=True, slots=True)
 class LeanLayer:
-    """One block: query, key and value in one matrix, gate and up in one."""
+    """One block: query, key and value in one matrix."""
 
     norm: Tensor
     attend_in: PackedLinear
     attend_out: PackedLinear
     mlp_norm: Tensor
-    mlp_in: PackedLinear
-    mlp_out: PackedLinear
+    gate: PackedLinear
+    up: PackedLinear
+    down: PackedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +175,8 @@ def _pack(base: Any) -> LeanWeights:
             _joined(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj),
             _joined(block.self_attn.o_proj),
             block.post_attention_layernorm.weight.detach(),
-            _joined(block.mlp.gate_proj, block.mlp.up_proj),
+            _joined(block.mlp.gate_proj),
+            _joined(block.mlp.up_proj),
             _joined(block.mlp.down_proj),
         )
         for block in base.model.layers
@@ -201,25 +226,26 @@ class LeanLlamaStepper(HuggingFaceStepper):
         visible = visible | torch.eye(
             length, dtype=torch.bool, device=x.device
         )  # padding sees itself, so no row is empty
-        hidden = self._blocks(x.to(self.dtype), positions, self._additive(visible[:, None]), last=True)
+        hidden = self._blocks(x.to(self.dtype), positions, visible, last=True)
         return self._logits(hidden[:, 0])
 
     def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Logits after one more token a beam, (B, K, V) float32."""
         self.slots.advance(parents)
         position = (self.slots.lengths + self.slots.depth - 1)[:, None].expand_as(tokens)
-        hidden = self._blocks(self.weights.embedding[tokens], position, self._additive(self.slots.mask()[:, None]))
-        return self._logits(hidden)
+        return self._logits(self._blocks(self.weights.embedding[tokens], position, self.slots.mask()))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         hidden = functional.rms_norm(hidden, hidden.shape[-1:], self.weights.norm, self.weights.epsilon)
         return self.weights.head(hidden).float()
 
-    def _blocks(self, x: Tensor, positions: Tensor, mask: Tensor, last: bool = False) -> Tensor:
-        """All blocks over x (B, n, D), mask (B, 1, n, S); of a prompt only the last token's state is kept."""
+    def _blocks(self, x: Tensor, positions: Tensor, visible: Tensor, last: bool = False) -> Tensor:
+        """All blocks over x (B, n, D), which see `visible` (B, n, S); of a prompt only the last token's state is
+        kept."""
         weights, shape = self.weights, x.shape[-1:]
         cosines = self.cosines[positions][:, None]  # (B, 1, n, E)
         sines = self.sines[positions][:, None]
+        attention = Attention(visible, self.slots, self.dtype)
         for index, layer in enumerate(weights.layers):
             joined = layer.attend_in(functional.rms_norm(x, shape, layer.norm, weights.epsilon))
             joined = joined.view(*x.shape[:2], -1, weights.width).transpose(1, 2)  # (B, H + 2 G, n, E)
@@ -227,13 +253,67 @@ class LeanLlamaStepper(HuggingFaceStepper):
             query, key = rotated.split([weights.heads, weights.key_heads], 1)
             keys, values = self.layers[index].update(key, joined[:, weights.heads + weights.key_heads :])
             if last and index + 1 == len(weights.layers):
-                query, mask, x = query[:, :, -1:], mask[:, :, -1:], x[:, -1:]
-            grouped = weights.heads != weights.key_heads
-            mixed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=grouped)
-            x = x + layer.attend_out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
-            gate, up = layer.mlp_in(functional.rms_norm(x, shape, layer.mlp_norm, weights.epsilon)).chunk(2, -1)
-            x = x + layer.mlp_out(functional.silu(gate).mul_(up))
+                query, x = query[:, :, -1:], x[:, -1:]
+            x = layer.attend_out.plus(attention(query, keys, values), x)
+            inner = functional.rms_norm(x, shape, layer.mlp_norm, weights.epsilon)
+            x = layer.down.plus(layer.up.times(inner, layer.gate.silu(inner)), x)
         return x
+
+
+class Attention:
+    """What every layer of one pass attends with: the same tokens see the same slots.
+
+    On the CPU each study is attended for itself, over its own slots and without its padding: nothing is computed for
+    padding, and no rounding depends on the study's neighbours. On a GPU all studies are one call.
+
+    Args:
+        visible: (B, n, S) bool.
+        slots: of the cache; tell where each study's prompt begins and its slots end.
+        dtype: of the model.
+    """
+
+    def __init__(self, visible: Tensor, slots: Slots, dtype: torch.dtype) -> None:
+        self.apart = visible.device.type == "cpu"
+        if not self.apart:
+            self.mask = _additive(visible, dtype)[:, None]  # (B, 1, n, S)
+            return
+        first = slots.new is None
+        self.spans = [
+            (begin, slots.prompt + top)
+            for begin, top in zip(slots.begins, [0] * len(visible) if first else slots.tops, strict=True)
+        ]
+        self.begins = slots.begins if first else [0] * len(visible)
+        self.masks = [
+            _additive(visible[study, row:, begin:end], dtype)[None, None]
+            for study, (row, (begin, end)) in enumerate(zip(self.begins, self.spans, strict=True))
+        ]
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """(B, H, n, E) over (B, G, S, E) -> (B, n, H * E); a query of one token behind a longer prompt is its last."""
+        batch, heads, length, width = query.shape
+        grouped = heads != keys.shape[1]
+        attend = functional.scaled_dot_product_attention
+        if not self.apart:
+            mask = self.mask[:, :, -length:]
+            return (
+                attend(query, keys, values, attn_mask=mask, enable_gqa=grouped)
+                .transpose(1, 2)
+                .reshape(batch, length, -1)
+            )
+        out = query.new_zeros(batch, length, heads * width)
+        for study, ((begin, end), mask) in enumerate(zip(self.spans, self.masks, strict=True)):
+            row = max(0, length - mask.shape[2])
+            own = slice(study, study + 1)
+            found = attend(
+                query[own, :, row:], keys[own, :, begin:end], values[own, :, begin:end],
+                attn_mask=mask[:, :, -length:], enable_gqa=grouped,
+            )  # fmt: skip
+            out[study, row:] = found[0].transpose(0, 1).flatten(1)
+        return out
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class Slots:
         self.rows = torch.arange(batch, device=device)[:, None]  # (B, 1)
         self.beams = torch.arange(num_beams, device=device)[None, :]  # (1, K)
         self.high = 0  # slots in use, the prompt not counted
+        self.tops = [0] * batch  # the same, of each study
+        self.begins: list[int] = prompt_mask.to(torch.uint8).argmax(-1).tolist()  # where each prompt's padding ends
         self.depth = 0
         self.new: Tensor | None = None  # (B, K) slots of this step, the prompt counted
 
@@ -75,7 +77,8 @@ class Slots:
         self.ancestors[:, :, :reach] = live
         self.ancestors[self.rows, self.beams, free] = True
         self.positions[self.rows, free] = (self.lengths + self.depth)[:, None]
-        self.high = max(self.high, int(free.max()) + 1)
+        self.tops = [max(top, newest + 1) for top, newest in zip(self.tops, free.amax(1).tolist(), strict=True)]
+        self.high = max(self.tops)
         self.depth += 1
         self.new = free + self.prompt
 
