@@ -352,7 +352,7 @@ def found_share(
     sums = np.zeros((len(truths), 2))
     for name in labels_of(truths):
         matches = match(predictions, truths, name, 0.5, cut=cut, area=area)
-        np.add.at(sums, (matches.truth_study, 0), matches.found)
-        np.add.at(sums, (matches.truth_study, 1), 1.0)
+        sums[:, 0] += np.bincount(matches.truth_study, matches.found.astype(float), minlength=len(truths))
+        sums[:, 1] += np.bincount(matches.truth_study, minlength=len(truths))
     value = Score("found", float(mean_of_sums(sums.sum(axis=0))), mean_of_sums(sums), sums, mean_of_sums, "found")
     return value.value, intervals([value], resamples, seed)["found"], int(sums[:, 1].sum())

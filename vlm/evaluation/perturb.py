@@ -128,11 +128,12 @@ def _finding_scores(texts: Sequence[str], references: Sequence[str]) -> list[Sco
 def print_perturbations(joined: Joined, clinical: bool, seed: int, console: Console) -> None:
     """Prints what the metrics notice: on the references themselves as perfect reports, and on each system's reports."""
     console.print(
-        "The same reports with every negation flipped, every side swapped, or given to other patients. BLEU-4 to CIDEr "
-        "are the text metrics;\nF1, opposite (findings that the reference denies, a report), omitted and side are read "
-        "from the texts.",
+        "Every negation flipped, every side swapped, or the reports given to other patients. BLEU-4 to CIDEr\n"
+        "are the text metrics; F1, opposite (findings that the reference denies, a report), omitted and side\n"
+        "are read from the texts.",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
     for name, texts in {"perfect reports": joined.references, **joined.systems}.items():
         rows = perturb_texts(texts, joined.references, clinical, seed)

@@ -127,8 +127,9 @@ def print_reruns(rows: Sequence[Rerun], console: Console) -> None:
     )
     console.print(table)
     console.print(
-        "changed: share of reports; ROUGE-L, findings F1 and side: agreement with the report on the true images;\n"
-        "probabilities: mean change of the findings'; boxes: mean a study\n",
+        "changed: share of reports. ROUGE-L, findings F1, side: agreement with the report on the true images.\n"
+        "probabilities: mean change of the findings'. boxes: mean number a study.\n",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
