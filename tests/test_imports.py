@@ -27,6 +27,7 @@ TOP = (
     "training",
     "pipeline",
     "writing",
+    "request",
     "seeing",
     "assembly",
     "validation",
@@ -35,6 +36,9 @@ TOP = (
     "optimization",
     "ablation",
     "adapter_folder",
+    "processes",
+    "steps",
+    "run_folder",
 )
 MIDDLE = ("export", "evaluation", "generation", "models", "losses", "data")
 LOW = frozenset({"knowledge", "vlm", "types", "config"})

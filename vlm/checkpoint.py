@@ -96,7 +96,12 @@ class Checkpoint:
     hash: str = ""
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
+def save_checkpoint(
+    folder: Path,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype = torch.float32,
+    state: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Writes the folder at once: it is complete or not there.
 
     Args:
@@ -104,6 +109,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
         checkpoint: what is written; its model is left as it is.
         dtype: of the floating-point weights on disk. With float16 the reloaded model equals any later reload bit for
             bit, and the model in memory up to rounding.
+        state: all weights of the model, where its own are shared out over processes.
 
     Raises:
         InputError: the folder holds other things.
@@ -113,7 +119,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        language = _write_parts(fresh, checkpoint, dtype)
+        language = _write_parts(fresh, checkpoint, dtype, state or checkpoint.model.state_dict())
         files = {str(p.relative_to(fresh).as_posix()): _sha256(p) for p in sorted(fresh.rglob("*")) if p.is_file()}
         record = {
             "format": FORMAT, "radscribe": __version__,
@@ -129,24 +135,27 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype = t
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _write_parts(fresh: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
+def _write_parts(
+    fresh: Path, checkpoint: Checkpoint, dtype: torch.dtype, whole: dict[str, torch.Tensor]
+) -> dict[str, Any]:
     """Writes everything but the record; returns what the record says of the language model."""
     model = checkpoint.model
-    state = {n: _cast(t, dtype) for n, t in model.state_dict().items() if not n.startswith("language.")}
+    state = {n: _cast(t, dtype) for n, t in whole.items() if not n.startswith("language.")}
     save_file(state, fresh / "model.safetensors")
     checkpoint.graph.save(fresh / "graph.json")
     language, chosen = model.language.model, checkpoint.config.model.language
     source = source_folder(language)
     named = {"path": chosen.path, "revision": chosen.revision, "bundled": bundled(checkpoint.config, source)}
     if named["bundled"]:
-        _write_language(fresh / "language", checkpoint, source, dtype)
+        _write_language(fresh / "language", checkpoint, source, dtype, whole)
         named |= {"path": "language", "revision": None, "fingerprint": fingerprint(fresh / "language")}
     else:
         name, commit = origin(model.language.base)
         path = str(Path(name).resolve()) if Path(name).is_dir() else name
         named |= {"path": path, "revision": commit, "fingerprint": fingerprint(source)}
     if isinstance(language, PeftModel):
-        write_adapter(fresh / "adapter", language, dtype, "../language" if named["bundled"] else named["path"])
+        inside = {n.removeprefix("language.model."): t for n, t in whole.items() if n.startswith("language.model.")}
+        write_adapter(fresh / "adapter", language, dtype, "../language" if named["bundled"] else named["path"], inside)
     return named
 
 
@@ -161,7 +170,9 @@ def bundled(config: Config, source: Path) -> bool:
     return local and sum(p.stat().st_size for p in source.glob("*") if p.is_file()) <= MOST_BUNDLED
 
 
-def _write_language(folder: Path, checkpoint: Checkpoint, source: Path, dtype: torch.dtype) -> None:
+def _write_language(
+    folder: Path, checkpoint: Checkpoint, source: Path, dtype: torch.dtype, whole: dict[str, torch.Tensor]
+) -> None:
     """An ordinary Hugging Face folder. Weights that are held in few bits are copied as they were read."""
     base, chosen = checkpoint.model.language.base, checkpoint.config.model.language
     if chosen.quantize != "none" or chosen.dtype != "float32":
@@ -171,19 +182,23 @@ def _write_language(folder: Path, checkpoint: Checkpoint, source: Path, dtype: t
                 shutil.copyfile(file, folder / file.name)
     else:
         # PEFT renames the layers that it wraps; the base is saved under the names that transformers gave it.
-        state = base.state_dict().items()
-        weights = {base_name(n): _cast(t, dtype) for n, t in state if not is_adapter("." + n)}
+        prefix = next(n for n, m in checkpoint.model.named_modules() if m is base) + "."
+        inside = {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}
+        weights = {base_name(n): _cast(t, dtype) for n, t in inside.items() if not is_adapter("." + n)}
         base.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
     checkpoint.tokenizer.save_pretrained(folder)
 
 
-def write_adapter(folder: Path, language: PeftModel, dtype: torch.dtype, base: str) -> None:
+def write_adapter(
+    folder: Path, language: PeftModel, dtype: torch.dtype, base: str, state: dict[str, torch.Tensor] | None = None
+) -> None:
     """An ordinary PEFT folder.
 
     Args:
         folder: new. language: whose adapter is written. dtype: on disk. base: what the folder says that it belongs to.
+        state: of `language`, where its weights are shared out over processes.
     """
-    language.save_pretrained(str(folder), safe_serialization=True)
+    language.save_pretrained(str(folder), safe_serialization=True, state_dict=state)
     weights = folder / "adapter_model.safetensors"
     save_file({n: _cast(t, dtype) for n, t in load_file(weights).items()}, weights, metadata={"format": "pt"})
     (folder / "README.md").unlink(missing_ok=True)

@@ -204,7 +204,7 @@ class Stage(Strict):
     losses: tuple[Literal["report", "detection", "findings", "knowledge"], ...]
     lr: Annotated[Real, Field(gt=0, lt=1)] = 1e-3
     part_lr: dict[Part, Annotated[Real, Field(gt=0, le=10)]] = {}
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=16, description="studies a step, over all processes")
     accumulate: Annotated[int, Field(ge=1)] = 1
     warmup: Annotated[Real, Field(ge=0, lt=1)] = 0.05
     cache_copies: Annotated[int, Field(ge=1, le=64)] = Field(
@@ -212,6 +212,9 @@ class Stage(Strict):
     )
     choose_by: Literal["loss", "auc", "map", "auc+map", "cider"] = "loss"
     sets: tuple[int, ...] | None = Field(default=None, description="indices into data.train; null takes all")
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="stop after so many epochs without a better validation"
+    )
 
 
 class Training(Strict):
@@ -225,6 +228,13 @@ class Training(Strict):
     ema: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     save_minutes: Annotated[Real, Field(gt=0)] = 5.0
     keep: Annotated[int, Field(ge=1)] = 2
+    processes: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="how many must run; another number stops the run before it starts"
+    )
+    shard: bool = Field(default=False, description="share weights out over the processes (torch's fully_shard)")
+    timeout_seconds: Annotated[Real, Field(ge=5)] = Field(
+        default=60.0, description="how long a process waits for the others before it says that one is gone"
+    )
     stages: tuple[Stage, ...] = ()
     loss: LossWeights = LossWeights()
 

@@ -16,22 +16,25 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlm.models.adapters import allocator_state, is_adapter, restore_allocator
 from vlm.models.report_generator import ReportGenerator
 from vlm.optimization import Average, Groups
+from vlm.processes import assign, whole
 from vlm.types import InputError
 
 
 @dataclass(slots=True)
 class Position:
-    """Where a run stands: stage, epoch, batch within the epoch, step within the stage, and the best validation so
-    far."""
+    """Where a run stands: stage, epoch, batch within the epoch, step within the stage, epochs since the best
+    validation, and that best."""
 
     stage: int = 0
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    worse: int = 0
     best_score: float = float("-inf")
     best_metrics: dict[str, float] = field(default_factory=dict)
 
@@ -40,25 +43,22 @@ def save_state(
     out: Path,
     position: Position,
     model: ReportGenerator,
-    groups: Groups,
     optimizer: torch.optim.Optimizer | None,
     average: Average | None,
     best: dict[str, Tensor],
     keep: int,
+    write: bool = True,
 ) -> None:
     """Writes weights that training changes, optimizer moments, average and best; rotates old states.
 
     Args:
         out: the run's folder. model: everything but the frozen language model is written. best: parameter name ->
             value.
-        keep: how many states stay.
+        keep: how many states stay. write: False for a process that only gives its part of sharded tensors.
+
+    Raises:
+        InputError: no room on the disk; the states before it are whole.
     """
-    root = out / "state"
-    root.mkdir(parents=True, exist_ok=True)
-    name = f"{position.stage:02d}-{position.step:08d}"
-    fresh, final = root / f".{name}.tmp", root / name
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
     tensors = {f"model.{n}": t for n, t in _learnt(model).items()}
     tensors |= {f"best.{n}": t for n, t in best.items()}
     for i, value in enumerate(average.values if average else []):
@@ -67,17 +67,42 @@ def save_state(
     if optimizer is not None:
         for i, slot in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in slot.items()}
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, fresh / "tensors.safetensors")
-    record = asdict(position)
-    record["best_score"] = None if position.best_score == float("-inf") else position.best_score
-    (fresh / "position.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    fresh.rename(final)
-    pointer = root / ".latest.tmp"
-    pointer.write_text(json.dumps({"state": name}) + "\n", encoding="utf-8")
-    os.replace(pointer, root / "latest.json")
-    for old in sorted(p for p in root.iterdir() if p.is_dir() and p.name != name)[: -(keep - 1) or None]:
-        shutil.rmtree(old, ignore_errors=True)
+    tensors = {k: whole(v).detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    if write:
+        try:
+            _write(out / "state", position, tensors, keep)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"{out / 'state'}: the state of step {position.step} cannot be written ({error}); the one before it is "
+                "whole: make room, and run again to go on"
+            ) from None
+
+
+def _write(root: Path, position: Position, tensors: dict[str, Tensor], keep: int) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    name = f"{position.stage:02d}-{position.step:08d}"
+    fresh, final = root / f".{name}.tmp", root / name
+    for stale in root.glob(".*.tmp"):  # of a process that was killed while it wrote
+        shutil.rmtree(stale, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        save_file(tensors, fresh / "tensors.safetensors")
+        record = asdict(position)
+        record["best_score"] = None if position.best_score == float("-inf") else position.best_score
+        (fresh / "position.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+        if final.exists():  # the same step again: only what it repeats may be lost, never both
+            old = final.with_name(f".{name}.old.tmp")
+            final.rename(old)
+        fresh.rename(final)
+        pointer = root / ".latest.json"
+        pointer.write_text(json.dumps({"state": name}) + "\n", encoding="utf-8")
+        os.replace(pointer, root / "latest.json")
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    stale = sorted(p for p in root.iterdir() if p.is_dir() and p.name != name and not p.name.startswith("."))
+    for folder in [*stale[: -(keep - 1) or None], *root.glob(".*.old.tmp")]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_state(out: Path) -> tuple[Position, dict[str, Tensor]] | None:
@@ -102,7 +127,6 @@ def load_state(out: Path) -> tuple[Position, dict[str, Tensor]] | None:
 def restore(
     tensors: dict[str, Tensor],
     model: ReportGenerator,
-    groups: Groups,
     optimizer: torch.optim.Optimizer | None,
     average: Average | None,
 ) -> dict[str, Tensor]:
@@ -118,16 +142,20 @@ def restore(
         raise InputError(f"the saved state is of another model ({strange[0]}); start anew with --no-resume")
     with torch.no_grad():
         for name, value in saved.items():
-            own[name].copy_(value)
+            assign(own[name], value)
         for i in range(len(average.values) if average else 0):
-            average.values[i].copy_(tensors[f"average.{i}"])  # type: ignore[union-attr]
+            assign(average.values[i], tensors[f"average.{i}"])  # type: ignore[union-attr]
     ranks = {n.removeprefix("allocator."): t for n, t in tensors.items() if n.startswith("allocator.")}
     restore_allocator(model.language.model, ranks)
     if optimizer is not None:
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
+                target = parameters[int(index)]
+                if isinstance(target, DTensor) and value.shape == target.shape:
+                    value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
                 state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
@@ -144,7 +172,10 @@ def put_back(model: ReportGenerator, values: dict[str, Tensor]) -> None:
     """Sets parameters by name."""
     own = dict(model.named_parameters())
     for name, value in values.items():
-        own[name].copy_(value)
+        if isinstance(value, DTensor):
+            own[name].copy_(value)
+        else:
+            assign(own[name], value)
 
 
 def _learnt(model: ReportGenerator) -> dict[str, Tensor]:

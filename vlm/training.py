@@ -1,22 +1,28 @@
 """The Accelerate loop: stages, resumption, the best checkpoint by validation.
 
-A run is a folder: `config.json` (resolved), `metrics.jsonl` (a line an epoch and every tenth step), `curve.png`,
-`state/` (to resume), `best/` (a checkpoint). Each step seeds its own randomness from (seed, stage, step), so a resumed
-run repeats the unbroken one.
+A run is a folder: `config.json` (resolved), `versions.json`, `metrics.jsonl` (a line an epoch and every tenth step),
+`curve.png`, `state/` (to resume), `best/` (a checkpoint). Each step seeds its own randomness from (seed, stage, step),
+so a resumed run repeats the unbroken one.
+
+With several processes a batch is shared out over them: `batch_size` counts the studies of a step over all processes,
+and the same configuration gives the same losses with any number of them (drop-out and image variation apart).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -27,9 +33,11 @@ from vlm.data.batches import Collator, move
 from vlm.data.examples import Example, ExampleBuilder
 from vlm.data.streaming import StreamedExamples, epoch_plan
 from vlm.models import adapters
-from vlm.models.report_generator import ModelOutput
 from vlm.optimization import Average, make_optimizer, select_parameters, set_modes, set_rate
+from vlm.processes import agree, autocast_dtype, gathered, lost, make_accelerator, shard_model, whole
+from vlm.run_folder import draw_curve, own_folder
 from vlm.run_state import Position, load_state, put_back, restore, save_state, snapshot
+from vlm.steps import WEIGHT_OF, TrainStep, graph_rules, mean_terms
 from vlm.training_data import (
     FeatureCache,
     FrozenMaps,
@@ -56,10 +64,11 @@ class Run:
 
     def __init__(self, config: Config, checkpoint: Checkpoint, out: Path, shared: Shared | None = None) -> None:
         self.config, self.checkpoint, self.out = config, checkpoint, out
-        self.model = checkpoint.model
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.accelerator = make_accelerator(config.training)
+        self.device = self.accelerator.device
+        self.model = checkpoint.model.to(self.device)
         self.main = self.accelerator.is_main_process
-        self.dtype = autocast_dtype(config.training.dtype, self.accelerator.device)
+        self.dtype = autocast_dtype(config.training.dtype, self.device)
         self.builder = ExampleBuilder(
             config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
             config.training.loss.concept_weight, view=config.model.knowledge.view,
@@ -75,8 +84,11 @@ class Run:
             raise InputError("data.train: names no data set")
         self.validator = Validator(self.builder, validation, config, self.dtype)
         self.seed = seed
-        self.rules = graph_rules(checkpoint)
+        self.step = TrainStep(self.model, graph_rules(checkpoint), config.training.label_smoothing)
+        if config.training.shard:
+            shard_model(self.model, self.step, self.device)
         self.cache: FeatureCache | None = None
+        self.stop = Stop()
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
@@ -113,16 +125,25 @@ class StageLoop:
         self.best: dict[str, Tensor] = {}
         if resumed is not None:
             self.position, tensors = resumed
-            self.best = restore(tensors, run.model, self.groups, self.optimizer, self.average)
-        self.maps = self._maps()
-        self.cache = self._cache()
-        run.model, self.optimizer = run.accelerator.prepare(run.model, self.optimizer)
+            self.best = restore(tensors, run.model, self.optimizer, self.average)
+        with gathered(run.step):
+            self.maps = self._maps()
+            self.cache = self._cache()
+        self.step_module, self.optimizer = self._prepare()
         self.epochs = math.ceil(stage.epochs)
         sizes = [len(self._plan(epoch)[1]) for epoch in range(self.epochs)]
         self.total = max(1, round(sum(sizes) * stage.epochs / self.epochs))
         self.adapting = "adapter" in stage.train and "report" in stage.losses
         if self.adapting:
             adapters.set_steps(run.checkpoint.model.language.model, self.total // stage.accumulate)
+
+    def _prepare(self) -> tuple[Any, Any]:
+        """The step and the optimizer as Accelerate runs them; weights that are sharded by hand are left to their
+        wrapper, and what nothing learns in is not wrapped."""
+        run = self.run
+        if run.config.training.shard:
+            return run.step, self.optimizer
+        return run.accelerator.prepare(run.step, self.optimizer)  # type: ignore[no-any-return]
 
     def _maps(self) -> FrozenMaps | None:
         """The vision model's maps, kept when it does not learn and images are not varied."""
@@ -150,12 +171,10 @@ class StageLoop:
         return run.cache
 
     def _plan(self, epoch: int) -> tuple[Sequence[Example], list[list[int]]]:
-        """The epoch's examples and this process's batches of them."""
+        """The epoch's examples and the batches of them, which every process takes its share of."""
         rng = np.random.default_rng([self.run.seed, self.number, epoch])
         sets = [(source.weight, examples) for source, examples in self.sets]
-        examples, batches = epoch_plan(sets, self.stage.batch_size, rng, self.run.config.data.buffer)
-        world, rank = self.run.accelerator.num_processes, self.run.accelerator.process_index
-        return examples, batches[rank : len(batches) - len(batches) % world : world]
+        return epoch_plan(sets, self.stage.batch_size, rng, self.run.config.data.buffer)
 
     def fit(self) -> dict[str, float]:
         """Runs the epochs that remain and returns the best validation metrics."""
@@ -168,9 +187,14 @@ class StageLoop:
                     self._validate(epoch, terms)
                 position.epoch, position.batch = epoch + 1, 0
                 self._save()
+                if self.stage.patience is not None and position.worse >= self.stage.patience:
+                    if self.run.main:
+                        console.print(f"{self.stage.name}: no better for {position.worse} epochs, stopped early")
+                    break
+        self.optimizer.zero_grad(set_to_none=True)
         put_back(self.run.model, self.best)
         self.position = Position(stage=self.number + 1)
-        save_state(self.run.out, self.position, self.run.model, {}, None, None, {}, self.run.config.training.keep)
+        self._write(Position(stage=self.number + 1), last=True)
         return position.best_metrics
 
     def _epoch(self, epoch: int, bar: Progress, task: Any) -> dict[str, list[float]]:
@@ -182,7 +206,7 @@ class StageLoop:
         for index in range(position.batch if epoch == position.epoch else 0, len(batches)):
             if position.step >= self.total:
                 break
-            terms = self._step(epoch, [examples[i] for i in batches[index]])
+            terms = self._step(epoch, self._share([examples[i] for i in batches[index]]))
             position.epoch, position.batch, position.step = epoch, index + 1, position.step + 1
             for name, value in terms.items():
                 sums.setdefault(name, []).append(value)
@@ -190,61 +214,79 @@ class StageLoop:
                 task, completed=position.step, info=" ".join(f"{k} {np.mean(v[-50:]):.3f}" for k, v in sums.items())
             )
             if position.step % 10 == 0:
-                self.run.log(
-                    {"stage": self.stage.name, "step": position.step, **{k: round(v, 5) for k, v in terms.items()}}
-                )
-            if time.monotonic() - saved > self.run.config.training.save_minutes * 60:
+                rate = self.optimizer.param_groups[0]["lr"]
+                shown = {k: round(v, 5) for k, v in terms.items()}
+                self.run.log({"stage": self.stage.name, "step": position.step, "lr": float(f"{rate:.4g}"), **shown})
+            stop = agree(self.run.stop.asked is not None, self.run.device)
+            if stop or agree(time.monotonic() - saved > self.run.config.training.save_minutes * 60, self.run.device):
                 self._save()
                 saved = time.monotonic()
+            if stop:
+                raise Interrupted(self.run.stop.asked or signal.SIGTERM, self.run.out)
         return sums
+
+    def _share(self, examples: list[Example]) -> list[Example]:
+        """This process's studies of a batch. One for whom none is left takes one that says nothing."""
+        world, rank = self.run.accelerator.num_processes, self.run.accelerator.process_index
+        return examples[rank::world] or [muted(examples[0])]
 
     def _step(self, epoch: int, examples: list[Example]) -> dict[str, float]:
         """One batch: forward, named losses, weighted once, backward."""
         run, settings = self.run, self.run.config.training
         step = self.position.step
-        torch.manual_seed(hash((run.seed, self.number, step)) % 2**63)
+        torch.manual_seed(hash((run.seed, self.number, step, run.accelerator.process_index)) % 2**63)
         set_rate(self.optimizer, step, self.total, self.stage.warmup)
         rng = np.random.default_rng([run.seed, self.number, step, run.accelerator.process_index])
         data = run.config.data
         collate = Collator(run.builder, data.augment, data.clinical_dropout, rng, skip_pixels=self.cache is not None)
         batch = collate(examples)
+        if "report" in self.stage.losses:
+            batch = with_report_column(batch, run.checkpoint.tokenizer.pad_token_id)
         if self.cache is not None:
             batch = self.cache.attach(batch, epoch)
-        batch = move(batch, run.accelerator.device)
+        batch = move(batch, run.device)
         if self.maps is not None and self.cache is None:
-            batch = self.maps.attach(run.accelerator.unwrap_model(run.model), batch)
+            batch = self.maps.attach(run.model, batch)
         wanted = self.stage.losses
-        with torch.autocast(run.accelerator.device.type, run.dtype or torch.bfloat16, enabled=run.dtype is not None):
-            output = run.model(batch, report="report" in wanted, detect="detection" in wanted)
-        terms = loss_terms(output, batch, wanted, run.rules, settings.label_smoothing)
+        with torch.autocast(run.device.type, run.dtype or torch.bfloat16, enabled=run.dtype is not None):
+            terms = self.step_module(batch, wanted)
         if not terms:
             return {}
-        total = torch.stack([value * getattr(settings.loss, WEIGHT_OF[name]) for name, value in terms.items()]).sum()
+        nothing = terms.pop("nothing", None)
+        weighted = [value * getattr(settings.loss, WEIGHT_OF[name]) for name, value in terms.items()]
+        total = torch.stack([*weighted, *([] if nothing is None else [nothing])]).sum()
         orthogonal = adapters.penalty(run.checkpoint.model.language.model) if self.adapting else None
         if orthogonal is not None:
             total = total + orthogonal
-        if not torch.isfinite(total):
-            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+        if agree(not bool(torch.isfinite(total.detach())), run.device):
+            shown = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in terms.items())
             raise InputError(
-                f"the loss is not finite ({shown}) in studies {', '.join(batch.ids[:8])}; "
+                f"the loss is not finite ({shown}) in studies {', '.join(batch.ids[:8])}"
+                f"{' or in those of another process' if losses.processes() > 1 else ''}; "
                 "lower the learning rate or check them"
             )
         run.accelerator.backward(total / self.stage.accumulate)
-        if (step + 1) % self.stage.accumulate == 0:
-            run.accelerator.clip_grad_norm_([p for g in self.groups.values() for p in g], settings.clip)
+        if (step + 1) % self.stage.accumulate == 0 or step + 1 == self.total:
+            self._clip([p for g in self.groups.values() for p in g])
             self.optimizer.step()
             if self.adapting:
                 adapters.after_step(run.checkpoint.model.language.model, (step + 1) // self.stage.accumulate - 1)
             self.optimizer.zero_grad(set_to_none=True)
             self.average.update(step)
-        return {name: float(value.detach()) for name, value in terms.items()}
+        return mean_terms(terms, run.device)
+
+    def _clip(self, parameters: list[torch.nn.Parameter]) -> None:
+        limit = self.run.config.training.clip
+        if self.run.config.training.shard:
+            torch.nn.utils.clip_grad_norm_(parameters, limit)
+        else:
+            self.run.accelerator.clip_grad_norm_(parameters, limit)
 
     def _validate(self, epoch: int, terms: dict[str, list[float]]) -> None:
-        metrics = (
-            self.run.validator.measure(self.run.model, self.stage.losses, self.cache)
-            if self.run.validator.examples
-            else {}
-        )
+        metrics: dict[str, float] = {}
+        if self.run.validator.examples:
+            with gathered(self.run.step):
+                metrics = self.run.validator.measure(self.run.model, self.stage.losses, self.cache)
         metrics |= {f"train_{name}": float(np.mean(values)) for name, values in terms.items()}
         choice = self.stage.choose_by
         score = -metrics.get("loss", 0.0) if choice == "loss" else metrics.get(choice, 0.0)
@@ -254,22 +296,22 @@ class StageLoop:
                 f"{self.stage.name} {epoch + 1}/{self.epochs}: " + " ".join(f"{k} {v:.4f}" for k, v in metrics.items())
             )
         if score > self.position.best_score or not self.best:
-            self.position.best_score, self.position.best_metrics = score, metrics
+            self.position.best_score, self.position.best_metrics, self.position.worse = score, metrics, 0
             self.best = snapshot(self.run.model, self.groups)
+        else:
+            self.position.worse += 1
 
     def _save(self) -> None:
-        if self.run.main:
-            keep = self.run.config.training.keep
-            save_state(
-                self.run.out, self.position, self.run.model, self.groups, self.optimizer, self.average, self.best, keep
-            )
+        self._write(self.position)
 
-
-WEIGHT_OF = {
-    "report": "report", "findings": "findings", "implication": "implication", "alignment": "alignment",
-    "box_class": "detection", "box_giou": "detection", "box_quality": "detection",
-}  # fmt: skip
-"""The configured weight of each named term."""
+    def _write(self, position: Position, last: bool = False) -> None:
+        """Every process gives its part of sharded tensors, the first one writes."""
+        run, keep = self.run, self.run.config.training.keep
+        if last:
+            save_state(run.out, position, run.model, None, None, {}, keep, run.main)
+        else:
+            save_state(run.out, position, run.model, self.optimizer, self.average, self.best, keep, run.main)
+        run.accelerator.wait_for_everyone()
 
 
 def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared | None = None) -> dict[str, Any]:
@@ -283,118 +325,138 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared
         Each stage's best validation metrics.
 
     Raises:
-        InputError: nothing to learn from, a folder of another run, or a loss that is not finite.
+        InputError: nothing to learn from, a folder of another run, a loss that is not finite, no memory or no disk
+            left, or another process of the run that is gone.
+        Interrupted: SIGTERM or Ctrl-C; the state was saved.
     """
     config = checkpoint.config
-    own_folder(out, config, resume)
     # Sums over graph edges and words would otherwise depend on how threads interleave, and a resumed run would drift.
     torch.use_deterministic_algorithms(True, warn_only=True)
     run = Run(config, checkpoint, out, shared)
+    if run.main:
+        own_folder(out, config, resume)
+    run.accelerator.wait_for_everyone()
     resumed = load_state(out) if resume else None
     first = resumed[0].stage if resumed else 0
     if resumed and first >= len(config.training.stages):
-        restore(resumed[1], run.model, {}, None, None)
+        restore(resumed[1], run.model, None, None)
     metrics = dict(checkpoint.metrics)
-    for number, stage in enumerate(config.training.stages):
-        if number < first:
-            continue
-        if resumed and number == first and resumed[0].step == 0:
-            restore(resumed[1], run.model, {}, None, None)
-            resumed = None
-        metrics[stage.name] = run.stage(number, stage, resumed if number == first else None)
+    with run.stop.listening():
+        for number, stage in enumerate(config.training.stages):
+            if number < first:
+                continue
+            if resumed and number == first and resumed[0].step == 0:
+                restore(resumed[1], run.model, None, None)
+                resumed = None
+            with explained(number, stage, out):
+                metrics[stage.name] = run.stage(number, stage, resumed if number == first else None)
     checkpoint.metrics = metrics
-    if run.main:
-        if run.validator.examples:
+    state = whole_state(run)
+    if run.validator.examples:
+        with gathered(run.step):
             checkpoint.calibration = run.validator.calibrate(run.model, shared)
+    if run.main:
         known = (fact for _, examples in run.sets for fact in known_of(examples))
         chosen = {name: list(labels) for name, labels in config.data.modality_labels.items()}
         checkpoint.calibration.modalities = labels_by_modality(known, checkpoint.labels) | chosen
-        save_checkpoint(out / "best", checkpoint)
+        save_checkpoint(out / "best", checkpoint, state=state)
         draw_curve(out)
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
     return metrics
 
 
-def loss_terms(
-    output: ModelOutput,
-    batch: StudyBatch,
-    wanted: tuple[str, ...],
-    rules: tuple[Tensor, Tensor],
-    smoothing: float = 0.0,
-) -> dict[str, Tensor]:
-    """The named, unweighted terms that the batch can speak of."""
-    terms: dict[str, Tensor | None] = {}
-    image = output.image
-    if "report" in wanted and output.report_logits is not None and len(output.report_logits):
-        assert output.report_index is not None
-        terms["report"] = losses.report_loss(
-            output.report_logits, output.report_index, batch.report_labels, batch.report_weights, smoothing
-        )
-    if "findings" in wanted:
-        terms["findings"] = losses.finding_loss(image.logits, batch.finding_targets)
-    if "detection" in wanted and image.dense is not None:
-        d = image.dense
-        terms |= losses.detection_loss(d.logits, d.quality, d.boxes_xyxy, d.points, d.strides, batch)
-    if "knowledge" in wanted:
-        terms["implication"] = losses.implication_loss(image.logits, *(r.to(image.logits.device) for r in rules))
-        if output.alignment is not None:
-            terms["alignment"] = losses.alignment_loss(output.alignment, batch.finding_targets)
-    return {name: value for name, value in terms.items() if value is not None}
+def whole_state(run: Run) -> dict[str, Tensor] | None:
+    """All weights of a sharded model, on every process; None when nothing is sharded."""
+    if not run.config.training.shard:
+        return None
+    return {name: whole(value).detach().cpu() for name, value in run.model.state_dict().items()}
 
 
-def graph_rules(checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
-    """(n, 2) child and parent, and (m, 2) exclusive pairs, as indices into the label list."""
-    labels, graph = checkpoint.labels, checkpoint.graph
-    at = {name: i for i, name in enumerate(labels)}
-    implies = [(at[c], at[p]) for c in labels for p in graph.ancestors(c) if p in at and p != c]
-    excludes = sorted({(min(at[a], at[b]), max(at[a], at[b])) for a, b in graph.exclusions() if a in at and b in at})
-    return torch.tensor(implies, dtype=torch.long).view(-1, 2), torch.tensor(excludes, dtype=torch.long).view(-1, 2)
+def with_report_column(batch: StudyBatch, pad: int) -> StudyBatch:
+    """A batch without any report, among several processes, gets one column of padding: the language model has to run
+    on all of them or on none."""
+    if losses.processes() == 1 or batch.report_ids.shape[1]:
+        return batch
+    shape = (len(batch.ids), 1)
+    return replace(
+        batch, report_ids=torch.full(shape, pad), report_mask=torch.zeros(shape, dtype=batch.report_mask.dtype),
+        report_labels=torch.full(shape, -100), report_weights=torch.zeros(shape),
+    )  # fmt: skip
 
 
-def autocast_dtype(setting: str, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where it is asked for, or where the processor multiplies it natively; None for float32."""
-    if setting == "auto":
-        native = (
-            torch.cuda.is_bf16_supported()
-            if device.type == "cuda"
-            else torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_bf16()
-        )
-        return torch.bfloat16 if native else None
-    return torch.bfloat16 if setting == "bfloat16" else None
+def muted(example: Example) -> Example:
+    """An example of which nothing is known."""
+    return replace(
+        example, report_labels=np.full_like(example.report_labels, -100),
+        report_weights=np.zeros_like(example.report_weights),
+        finding_targets=np.full_like(example.finding_targets, np.nan), box_known=np.zeros_like(example.box_known),
+        boxes_xyxy=tuple(b[:0] for b in example.boxes_xyxy), box_classes=tuple(c[:0] for c in example.box_classes),
+    )  # fmt: skip
 
 
-def _has_bf16() -> bool:
-    try:
-        return "avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
+class Interrupted(Exception):
+    """A run that was asked to stop and has saved its state.
 
-
-def own_folder(out: Path, config: Config, resume: bool) -> None:
-    """Keeps the resolved configuration beside the run.
-
-    Raises:
-        InputError: the folder holds a run of another configuration; what differs is listed.
+    Args:
+        number: of the signal. out: the run's folder.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "config.json"
-    mine = config.model_dump(mode="json")
-    if resume and path.is_file() and (out / "state" / "latest.json").is_file():
-        theirs, ours = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(mine)
-        different = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
-        if different:
-            shown = ", ".join(different[:5])
+
+    def __init__(self, number: int, out: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; the state is saved in {out}, run again to go on")
+        self.number = number
+
+
+class Stop:
+    """Hears SIGTERM and Ctrl-C, so that a step is finished and the state is saved; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Replaces the handlers while the block runs; only the main thread may."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def hear(number: int, frame: object) -> None:
+            if self.asked is not None:
+                raise KeyboardInterrupt
+            self.asked = number
+
+        for number in before:
+            signal.signal(number, hear)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def explained(number: int, stage: Stage, out: Path) -> Iterator[None]:
+    """Turns what a machine runs out of into one line that names the setting to change."""
+    key = f"training.stages.{number}"
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in text:
+            half, twice = max(1, stage.batch_size // 2), 2 * stage.accumulate
             raise InputError(
-                f"{out}: holds a run with another configuration ({shown}); "
-                "choose another --out, or start anew with --no-resume"
-            )
-    path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
-    if pairs is None:
-        return {prefix.rstrip("."): tree}
-    return {k: v for key, sub in pairs for k, v in _flat(sub, f"{prefix}{key}.").items()}
+                f"stage {stage.name!r}: out of memory with batches of {stage.batch_size}; try --set "
+                f"{key}.batch_size={half} --set {key}.accumulate={twice}, --set "
+                f"training.gradient_checkpointing=true, fewer data.max_views, or model.language.quantize=nf4; "
+                f"vlm doctor CONFIG says what fits"
+            ) from error
+        if lost(error):
+            raise InputError(
+                f"another process of this run is gone ({' '.join(text.split())[:120]}); its last state is in {out}, "
+                "start all of them again to go on"
+            ) from error
+        raise
 
 
 def _progress(show: bool) -> Progress:
@@ -406,30 +468,3 @@ def _progress(show: bool) -> Progress:
         TextColumn("{task.fields[info]}"),
     )
     return Progress(*columns, console=console, disable=not show)
-
-
-def draw_curve(out: Path) -> None:
-    """Draws metrics.jsonl as `curve.png`: training terms by step, validation by epoch, stages side by side."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    stages = list(dict.fromkeys(r["stage"] for r in rows))
-    figure, axes = pyplot.subplots(1, max(1, len(stages)), figsize=(5 * max(1, len(stages)), 4), squeeze=False)
-    for axis, stage in zip(axes[0], stages, strict=True):
-        steps = [r for r in rows if r["stage"] == stage and "epoch" not in r]
-        epochs = [r for r in rows if r["stage"] == stage and "epoch" in r]
-        for name in sorted({k for r in steps for k in r} - {"stage", "step"}):
-            axis.plot(
-                [r["step"] for r in steps if name in r], [r[name] for r in steps if name in r], alpha=0.5, label=name
-            )
-        for name in ("loss", "auc", "map", "cider"):
-            if any(name in r for r in epochs):
-                axis.plot([r["step"] for r in epochs], [r.get(name) for r in epochs], "o-", label=f"validation {name}")
-        axis.set(title=stage, xlabel="step", yscale="log")
-        axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(out / "curve.png", dpi=110)
-    pyplot.close(figure)

@@ -100,7 +100,7 @@ def test_a_loss_that_is_not_finite_names_terms_and_studies(
 
 def test_another_configuration_is_not_resumed(language_folder: Path, tmp_path: Path) -> None:
     training.train(starting_point(config_for(language_folder), None), tmp_path / "run")
-    with pytest.raises(InputError, match=r"holds a run with another configuration \(training\.loss\.report\)"):
+    with pytest.raises(InputError, match=r"another configuration \(training\.loss\.report: 1\.0 there, 0\.5 here\)"):
         training.train(starting_point(config_for(language_folder, report=0.5), None), tmp_path / "run")
 
 

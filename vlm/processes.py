@@ -1,0 +1,209 @@
+"""One process or many: what a launcher asked for against what runs, and weights that are shared out over processes.
+
+`vlm train` runs as it is, under `accelerate launch`, or under `torchrun`. Weights can be sharded in two ways: by
+Accelerate (FSDP2 or DeepSpeed, on GPUs, by launch file), or with `training.shard`, which uses torch's `fully_shard` on
+GPUs and on CPUs alike.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import torch
+import yaml
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vlm.config import Training
+from vlm.models.report_generator import ReportGenerator
+from vlm.types import InputError
+
+
+def make_accelerator(settings: Training) -> Accelerator:
+    """Accelerate's view of this process.
+
+    Args:
+        settings: the `training` section.
+
+    Raises:
+        InputError: what was asked for (processes, sharding, precision) is not what is in effect.
+    """
+    asked = asked_processes()
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no",  # autocast is the loop's own; a launcher's wish is checked below
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=settings.timeout_seconds)),
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+            ],
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the processes of this run cannot reach one another: {_line(error)}") from None
+    running = accelerator.num_processes
+    if settings.processes is not None:
+        asked["training.processes"] = settings.processes
+    for who, count in asked.items():
+        if count != running:
+            raise InputError(
+                f"{who} asks for {count} processes and {running} {'is' if running == 1 else 'are'} running; on CPUs "
+                f"start them with: torchrun --nproc_per_node {count} -m vlm.cli.main train ..., or with "
+                "configs/accelerate/ddp_cpu.yaml"
+            )
+    for variable, kind in (
+        ("ACCELERATE_USE_FSDP", DistributedType.FSDP),
+        ("ACCELERATE_USE_DEEPSPEED", DistributedType.DEEPSPEED),
+    ):
+        if os.environ.get(variable, "").lower() == "true" and accelerator.distributed_type != kind:
+            raise InputError(
+                f"the launch file asks for {kind.value}, which Accelerate ignores here ({accelerator.device.type}, "
+                f"{running} processes); on CPUs use a DDP launch file with --set training.shard=true"
+            )
+    wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if wanted not in ("no", "bf16") or (wanted == "bf16" and settings.dtype == "float32"):
+        raise InputError(
+            f"the launcher asks for mixed precision {wanted!r}, training.dtype is {settings.dtype}: set training.dtype "
+            "(auto, float32, bfloat16) and leave the launcher's out"
+        )
+    return accelerator
+
+
+def asked_processes() -> dict[str, int]:
+    """How many processes each launcher around this one asks for: its environment, and `accelerate launch` itself.
+
+    `accelerate launch --cpu --num_processes 2` starts one process and says nothing, so its command line is read.
+    """
+    asked = {}
+    if "WORLD_SIZE" in os.environ:
+        asked["WORLD_SIZE"] = int(os.environ["WORLD_SIZE"])
+    for parent in psutil.Process().parents()[:2]:
+        try:
+            words = parent.cmdline()
+        except psutil.Error:
+            continue
+        if "launch" in words and any("accelerate" in Path(w).name for w in words[:3]):
+            count = _launch_processes(words)
+            if count is not None:
+                asked["accelerate launch"] = count
+            break
+    return asked
+
+
+def _launch_processes(words: Sequence[str]) -> int | None:
+    """`--num_processes` of an `accelerate launch` command line, or that of its `--config_file`."""
+    given: dict[str, str] = {}
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        name = name.lstrip("-").replace("-", "_")
+        if word.startswith("--") and name in ("num_processes", "config_file"):
+            given[name] = value if equals else words[index + 1] if index + 1 < len(words) else ""
+    if given.get("num_processes", "").isdigit():
+        return int(given["num_processes"])
+    try:
+        tree = (
+            yaml.safe_load(Path(given["config_file"]).read_text(encoding="utf-8")) if "config_file" in given else None
+        )
+    except (OSError, yaml.YAMLError):
+        return None
+    count = tree.get("num_processes") if isinstance(tree, dict) else None
+    return count if isinstance(count, int) else None
+
+
+def shard_model(model: ReportGenerator, step: nn.Module, device: torch.device) -> None:
+    """Shares the weights out over all processes, layer by layer of the language model (torch's `fully_shard`).
+
+    Args:
+        model: the composer. step: the module around it whose forward is a training step. device: of this process.
+
+    Raises:
+        InputError: one process only, or a base held in few bits.
+    """
+    if not dist.is_initialized() or dist.get_world_size() < 2:
+        raise InputError("training.shard: needs 2 processes or more; start them with accelerate launch or torchrun")
+    if any(not p.is_floating_point() for p in model.parameters()):
+        raise InputError("training.shard: can't share out a language model that is held in 4 or 8 bits")
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for layer in decoder_layers(model.language.base):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(step, mesh=mesh)
+
+
+def decoder_layers(base: nn.Module) -> list[nn.Module]:
+    """The layers of a causal LM: its longest list of modules of one kind."""
+    lists = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
+    return list(max(lists, key=len)) if lists else []
+
+
+@contextmanager
+def gathered(*modules: nn.Module) -> Iterator[None]:
+    """While the block runs, every process holds all weights of sharded modules; others are left as they are."""
+    sharded = [m for module in modules for m in module.modules() if isinstance(m, FSDPModule)]
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which this process may hold a part; every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def assign(target: Tensor, value: Tensor) -> None:
+    """Copies a whole tensor into one of which this process may hold a part."""
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device, target.dtype), target.device_mesh, target.placements)
+    target.copy_(value)
+
+
+def agree(flag: bool, device: torch.device) -> bool:
+    """Whether any process says yes."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return flag
+    said = torch.tensor(float(flag), device=device)
+    dist.all_reduce(said, dist.ReduceOp.MAX)
+    return bool(said)
+
+
+def lost(error: Exception) -> bool:
+    """Whether an error says that another process of the run is gone."""
+    text = str(error).lower()
+    marks = ("connection closed", "connection reset", "gloo", "nccl", "timed out", "timeout", "broken pipe")
+    return isinstance(error, (RuntimeError, OSError)) and any(mark in text for mark in marks)
+
+
+def autocast_dtype(setting: str, device: torch.device) -> torch.dtype | None:
+    """bfloat16 where it is asked for, or where the processor multiplies it natively; None for float32."""
+    if setting == "auto":
+        native = (
+            torch.cuda.is_bf16_supported()
+            if device.type == "cuda"
+            else torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_bf16()
+        )
+        return torch.bfloat16 if native else None
+    return torch.bfloat16 if setting == "bfloat16" else None
+
+
+def _has_bf16() -> bool:
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,97 @@
+"""One training step as a module: the figure, then the named, unweighted terms of the loss.
+
+It is what Accelerate prepares, for its result is a dictionary of tensors, through which data-parallel and sharding
+wrappers find what takes part in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from vlm import losses
+from vlm.checkpoint import Checkpoint
+from vlm.models.report_generator import ModelOutput, ReportGenerator
+from vlm.types import StudyBatch
+
+WEIGHT_OF = {
+    "report": "report", "findings": "findings", "implication": "implication", "alignment": "alignment",
+    "box_class": "detection", "box_giou": "detection", "box_quality": "detection",
+}  # fmt: skip
+"""The configured weight of each named term."""
+
+
+class TrainStep(nn.Module):
+    """Forward pass and losses.
+
+    Args:
+        model: the composer. rules: from `graph_rules`. smoothing: of labels.
+    """
+
+    def __init__(self, model: ReportGenerator, rules: tuple[Tensor, Tensor], smoothing: float) -> None:
+        super().__init__()
+        self.model, self.rules, self.smoothing = model, rules, smoothing
+
+    def forward(self, batch: StudyBatch, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """The named terms, and, for a process whose share of the batch says nothing, "nothing": zero with a
+        gradient."""
+        output = self.model(batch, report="report" in wanted, detect="detection" in wanted)
+        terms = loss_terms(output, batch, wanted, self.rules, self.smoothing)
+        if losses.processes() > 1:
+            # Every process takes part in the averaging of gradients, also one that has nothing to say.
+            terms["nothing"] = output.image.logits.sum() * 0.0 + output.image.pooled.sum() * 0.0
+        return terms
+
+
+def loss_terms(
+    output: ModelOutput,
+    batch: StudyBatch,
+    wanted: Sequence[str],
+    rules: tuple[Tensor, Tensor],
+    smoothing: float = 0.0,
+) -> dict[str, Tensor]:
+    """The named, unweighted terms that the batch can speak of."""
+    terms: dict[str, Tensor | None] = {}
+    image = output.image
+    if "report" in wanted:
+        if output.report_logits is not None and len(output.report_logits):
+            assert output.report_index is not None
+            terms["report"] = losses.report_loss(
+                output.report_logits, output.report_index, batch.report_labels, batch.report_weights, smoothing
+            )
+        else:
+            losses.share(image.logits.new_zeros(()))  # other processes may have reports
+    if "findings" in wanted:
+        terms["findings"] = losses.finding_loss(image.logits, batch.finding_targets)
+    if "detection" in wanted and image.dense is not None:
+        d = image.dense
+        terms |= losses.detection_loss(d.logits, d.quality, d.boxes_xyxy, d.points, d.strides, batch)
+    if "knowledge" in wanted:
+        terms["implication"] = losses.implication_loss(image.logits, *(r.to(image.logits.device) for r in rules))
+        if output.alignment is not None:
+            terms["alignment"] = losses.alignment_loss(output.alignment, batch.finding_targets)
+    return {name: value for name, value in terms.items() if value is not None}
+
+
+def graph_rules(checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
+    """(n, 2) child and parent, and (m, 2) exclusive pairs, as indices into the label list."""
+    labels, graph = checkpoint.labels, checkpoint.graph
+    at = {name: i for i, name in enumerate(labels)}
+    implies = [(at[c], at[p]) for c in labels for p in graph.ancestors(c) if p in at and p != c]
+    excludes = sorted({(min(at[a], at[b]), max(at[a], at[b])) for a, b in graph.exclusions() if a in at and b in at})
+    return torch.tensor(implies, dtype=torch.long).view(-1, 2), torch.tensor(excludes, dtype=torch.long).view(-1, 2)
+
+
+def mean_terms(terms: dict[str, Tensor], device: torch.device) -> dict[str, float]:
+    """Terms as numbers: each process holds its share of a mean over all, so their average is the whole term."""
+    if losses.processes() == 1:
+        return {name: float(value.detach()) for name, value in terms.items()}
+    names = list(WEIGHT_OF)
+    held = torch.zeros(2, len(names), device=device)
+    for name, value in terms.items():
+        held[:, names.index(name)] = torch.stack([value.detach().float(), torch.ones_like(value).float()])
+    dist.all_reduce(held)
+    return {n: float(held[0, i]) / losses.processes() for i, n in enumerate(names) if held[1, i]}
