@@ -6,7 +6,8 @@ An outline runs just outside the nodule, so a box holds the pixels strictly insi
 overlap on a shared slice are one nodule. A nodule counts when at least half of the reading sessions outlined it; its
 box on a slice is the median of the corners there, where at least half of those readers outlined it. Slices with marks
 that do not count (a minority's outlines, nodules below 3 mm, which are marked by a point) are left out: on them a
-nodule is neither there nor absent. A series that nobody marked has no nodule; a marked one without agreement says nothing.
+nodule is neither there nor absent. A series that nobody marked has no nodule; a marked one without agreement
+says nothing.
 
 Ratings are medians over the readers. A calcification rated 1 to 5 (6 is none) makes the nodule a calcified one, and a
 malignancy of 4 or more an uncertain "lung_cancer": it is a guess from the image. `nodules_in` gives all ratings.

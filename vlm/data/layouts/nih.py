@@ -13,13 +13,14 @@ sizes. The official list has no validation part: `train_val_list.txt` is "train"
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from knowledge.ontology import Certainty
-from vlm.data.files import inside, plain_or_gz, read_text, table_rows
+from vlm.data.files import plain_or_gz, read_text, table_rows
 from vlm.types import Box, Finding, InputError, Modality, Study, StudyImage, View
 
 LABELS = {
@@ -70,7 +71,7 @@ def read_nih(root: Path) -> list[Study]:
             continue
         if labels not in shared:
             shared[labels] = _findings(labels)
-        path = inside(folder, name, table)
+        path = folder / name  # a name of the listing: it cannot leave its folder
         side = side or _size(path)[0]  # copies of the set have one size; only the first image's header is read
         boxes = _scaled(boxes_of[name], path) if name in boxes_of else None
         image = StudyImage(path, view=View.FRONTAL if view in ("PA", "AP") else None, modality=Modality.XRAY,
@@ -97,7 +98,7 @@ def _files(root: Path) -> dict[str, Path]:
     out: dict[str, Path] = {}
     for folder in folders:
         if folder.is_dir():
-            out.update({p.name: folder for p in folder.iterdir() if p.suffix.lower() == ".png"})
+            out.update({name: folder for name in os.listdir(folder) if name.lower().endswith(".png")})
     return out
 
 

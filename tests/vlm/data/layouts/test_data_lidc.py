@@ -95,7 +95,8 @@ def test_a_series_is_a_study_whose_boxes_name_their_slices(root: Path) -> None:
     place = study.images[box.image].place
     assert (box.label, place and (place.first, place.count, place.position_mm)) == ("nodule", (3, 10, -92.5))
     assert [(f.label, f.certainty, f.boxes) for f in study.findings or ()] == [
-        ("nodule", Certainty.PRESENT, (0,)), ("lung_cancer", Certainty.UNCERTAIN, (0,)), ("normal", Certainty.ABSENT, ())
+        ("nodule", Certainty.PRESENT, (0,)), ("lung_cancer", Certainty.UNCERTAIN, (0,)),
+        ("normal", Certainty.ABSENT, ()),
     ]  # fmt: skip
     (few,) = read_studies(root, slices="boxes:2")
     assert [few.images[b.image].place.first for b in few.boxes or ()] == [3]  # type: ignore[union-attr]
@@ -119,8 +120,11 @@ def test_nothing_marked_is_absent_and_disagreement_is_unknown(root: Path) -> Non
     assert (study.findings, study.boxes) == (None, ())
 
 
-@pytest.mark.parametrize("text", ["<a", "<!DOCTYPE a [<!ENTITY b 'c'>]><LidcReadMessage>&b;</LidcReadMessage>",
-                                  xml("<unblindedReadNodule><roi><imageSOP_UID>1</imageSOP_UID></roi></unblindedReadNodule>")])  # fmt: skip
+NO_POINTS = xml("<unblindedReadNodule><roi><imageSOP_UID>1</imageSOP_UID></roi></unblindedReadNodule>")
+ENTITY = "<!DOCTYPE a [<!ENTITY b 'c'>]><LidcReadMessage>&b;</LidcReadMessage>"
+
+
+@pytest.mark.parametrize("text", ["<a", ENTITY, NO_POINTS])
 def test_a_broken_xml_is_refused(root: Path, text: str) -> None:
     (root / FOLDER / "069.xml").write_text(text)
     with pytest.raises(InputError, match=r"069\.xml"):

@@ -39,7 +39,7 @@ SECOND = """                                 WET READ: ___ ___ ___ 8:10 PM
  COMPARISON:  ___.
  
  New small left effusion.
-"""  # noqa: W291, W293
+"""  # noqa: W293
 IMAGES = [  # subject, study, image, view, date, time
     ("10000032", "50414267", "02aa804e-bde0afdd-112c0b34-7bc16630-4e384014", "PA", "21800506", "213014.531"),
     ("10000032", "50414267", "174413ec-4ec4c1f7-34ea26b7-c5f994f8-79ef1962", "LATERAL", "21800506", "213014.531"),
