@@ -192,14 +192,15 @@ def randomisation(first: Sequence[Score], second: Sequence[Score], resamples: in
     n = len(first[0].sums)
     observed = np.array([abs(a.value - b.value) for a, b in zip(first, second, strict=True)])
     reached = np.zeros(len(first))
+    # Scores share arrays of statistics: each sum and each difference is taken once.
+    totals = {id(score.sums): score.sums.sum(axis=0) for score in (*first, *second)}
+    gaps = {(id(a.sums), id(b.sums)): b.sums - a.sums for a, b in zip(first, second, strict=True)}
     for start in range(0, resamples, 100):
         swap = rng.integers(0, 2, size=(min(100, resamples - start), n)).astype(np.float64)  # (r, N)
-        moved: dict[tuple[int, int], np.ndarray] = {}
+        moved = {key: swap @ gap for key, gap in gaps.items()}  # (r, K)
         for i, (a, b) in enumerate(zip(first, second, strict=True)):
-            key = (id(a.sums), id(b.sums))
-            if key not in moved:
-                moved[key] = swap @ (b.sums - a.sums)  # (r, K)
-            difference = a.finish(a.sums.sum(axis=0) + moved[key]) - b.finish(b.sums.sum(axis=0) - moved[key])
+            step = moved[id(a.sums), id(b.sums)]
+            difference = a.finish(totals[id(a.sums)] + step) - b.finish(totals[id(b.sums)] - step)
             reached[i] += (np.abs(difference) >= observed[i] - 1e-12).sum()
     p = (reached + 1) / (resamples + 1)
     return np.where(np.isnan(observed), np.nan, p)

@@ -274,12 +274,17 @@ def _intervals(work: Work, result: Evaluation) -> dict[tuple[str, bool], np.ndar
     for system in result.systems:
         if result.is_new is not None and result.is_new.any():
             system.new = subset(system.scores, result.is_new)
-        if not settings.resamples:
-            continue
-        for new, scores in ((False, system.scores), (True, system.new or [])):
+    if not settings.resamples:
+        return drawn
+    for new in (False, True):
+        scored = [(system, system.new or [] if new else system.scores) for system in result.systems]
+        together = bootstrap([s for _, scores in scored for s in scores], settings.resamples, settings.seed)
+        start = 0
+        for system, scores in scored:
             if not scores:
                 continue
-            values = drawn[system.name, new] = bootstrap(scores, settings.resamples, settings.seed)
+            values = drawn[system.name, new] = together[:, start : start + len(scores)]
+            start += len(scores)
             found = intervals(scores, settings.resamples, settings.seed, settings.level, values)
             if new:
                 system.new_intervals = found
