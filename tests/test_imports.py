@@ -39,6 +39,11 @@ TOP = (
     "processes",
     "steps",
     "run_folder",
+    "doctor",
+    "weightless",
+    "memory",
+    "fitting",
+    "watching",
 )
 MIDDLE = ("export", "evaluation", "generation", "models", "losses", "data")
 LOW = frozenset({"knowledge", "vlm", "types", "config"})
@@ -53,6 +58,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "checkpoint": LOW | {"models"},
     **{part: LOW | {"checkpoint", *MIDDLE, *TOP} - {part} for part in TOP},
     "cli": LOW | {"checkpoint", *MIDDLE, *TOP},
+    "__main__": frozenset({"cli", "vlm"}),
 }
 # Nothing is built on these: they are what a verb calls.
 ENDS = ("batch", "training")

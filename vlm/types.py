@@ -19,11 +19,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from knowledge.ontology import Certainty
 
-if TYPE_CHECKING:  # types is read by every verb; torch takes seconds
+if TYPE_CHECKING:  # types is read by every verb; torch takes seconds, and `vlm doctor` works without either
+    import numpy as np
     from torch import Tensor
 
 SECTIONS = ("indication", "comparison", "technique", "findings", "impression")
@@ -220,6 +219,7 @@ class Report:
             {"steps": [{"step": int, "beams": [{"text": str, "score": float, "state": {constraint: "open" | "held" |
             "banned"}, "bank": int}], "cut": [{"text": str, "rule": str}]}]}.
         explanation: what moved each finding, as plain JSON values; None unless asked for (`--explain`).
+        alternatives: other reports of the same study, best first (`--num-reports`).
     """
 
     study_id: str
@@ -231,6 +231,7 @@ class Report:
     unmet: tuple[str, ...] = ()
     trace: dict[str, Any] | None = None
     explanation: dict[str, Any] | None = None
+    alternatives: tuple[Report, ...] = ()
     abstained: tuple[Sentence, ...] = ()
 
 

@@ -28,12 +28,13 @@ console = Console(stderr=True)
 
 def _register() -> None:
     """Adds the verbs. Each verb's module imports torch and its kin inside the function: `vlm --help` is quick."""
-    from vlm.cli import adapter, data, demo, evaluate, generate, knowledge, train
+    from vlm.cli import adapter, data, demo, doctor, evaluate, generate, knowledge, train
 
     app.command("generate")(generate.generate)
     app.command("train")(train.train)
     app.command("evaluate")(evaluate.evaluate)
     app.command("demo")(demo.demo)
+    app.command("doctor")(doctor.doctor)
     app.add_typer(data.app, name="data")
     app.add_typer(adapter.app, name="adapter")
     app.add_typer(knowledge.app, name="knowledge")
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("RADSCRIBE_DEBUG") == "1"
     arguments = [a for a in arguments if a != "--debug"]
+    # What is said of data-parallel internals is for their developers.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _register()
     try:
         app(args=arguments)
