@@ -4,12 +4,14 @@
     for study, report in pipeline.reports(studies):  # in the order of the input
         ...
 
-Studies are batched by image size; a study that cannot be read is yielded as a `FailedStudy`, and the rest goes on.
+Each study's images are looked at alone; its texts are written together with those of studies like it. A study that
+cannot be read is yielded as a `FailedStudy`, and the rest goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,14 +20,14 @@ import torch
 
 from vlm.adapter_folder import apply_adapter
 from vlm.checkpoint import Checkpoint, load_checkpoint
-from vlm.config import Generation
 from vlm.data.batches import Collator, move
-from vlm.data.examples import Example, ExampleBuilder
+from vlm.data.examples import ExampleBuilder
 from vlm.generation.structuring import withhold
 from vlm.models.detection import select_boxes
+from vlm.request import GenerationSettings
 from vlm.seeing import Seer
 from vlm.types import InputError, Report, Study, StudyBatch, StudyImage
-from vlm.writing import GenerationSettings, Writer
+from vlm.writing import Draft, Writer
 
 __all__ = ["FailedStudy", "GenerationSettings", "Pipeline"]
 
@@ -81,24 +83,98 @@ class Pipeline:
         Yields:
             Each study with its report, or with the reason why there is none.
         """
+        early: dict[int, tuple[Study, Report | FailedStudy]] = {}
+        turn = 0
+        for index, study, result in self.stream(studies, settings):
+            early[index] = (study, result)
+            while turn in early:
+                yield early.pop(turn)
+                turn += 1
+
+    def stream(
+        self, studies: Iterable[Study], settings: GenerationSettings | None = None
+    ) -> Iterator[tuple[int, Study, Report | FailedStudy]]:
+        """Reports as they are finished, each with its study's place in the input (arguments as in `reports`).
+
+        Drafts of one kind and of like length are written together; a study's report is the same whatever it is written
+        with.
+        """
         settings = settings or GenerationSettings()
-        generation = self.checkpoint.config.generation
-        size = settings.batch_size or generation.batch_size
-        stream = iter(studies)
-        while window := list(islice(stream, 4 * size)):
-            done: dict[int, Report | FailedStudy] = {}
-            ready: dict[int, Example] = {}
-            for index, study in enumerate(window):
-                try:
-                    bare = replace(study, report=None, findings=None, boxes=None)
-                    ready[index] = self.builder.build(bare, settings.max_views)
-                except InputError as error:
-                    done[index] = FailedStudy(study.id, str(error))
-            for batch in _by_size(ready, size):
-                found = self._batch([window[i] for i in batch], [ready[i] for i in batch], settings, generation)
-                done.update(zip(batch, found, strict=True))
-            for index, study in enumerate(window):
-                yield study, done[index]
+        size = settings.batch_size or self.checkpoint.config.generation.batch_size
+        incoming = enumerate(studies)
+        waiting: list[Draft] = []
+        taken: dict[int, Study] = {}
+        written: dict[int, list[Draft]] = {}
+        while True:
+            if len(waiting) < size:
+                for index, study, looked in self._look(list(islice(incoming, 4 * size - len(waiting))), settings):
+                    if isinstance(looked, FailedStudy):
+                        yield index, study, looked
+                    else:
+                        taken[index] = study
+                        waiting.append(looked)
+            if not waiting:
+                return
+            batch = _next_batch(waiting, size)
+            for draft, grown in zip(batch, self.writer.write(batch, settings), strict=True):
+                own = written.setdefault(draft.index, [])
+                own[:] = [d for d in own if d is not draft] + grown
+                waiting += [d for d in grown if not self.writer.done(d)]
+                if all(self.writer.done(d) for d in own):
+                    del written[draft.index]
+                    study = taken.pop(draft.index)
+                    yield draft.index, study, self._report(study, own, settings)
+
+    def _look(
+        self, studies: Sequence[tuple[int, Study]], settings: GenerationSettings
+    ) -> Iterator[tuple[int, Study, Draft | FailedStudy]]:
+        """The image half, each study by itself: a batch would only make rounding depend on its neighbours.
+
+        On the CPU as many studies are looked at at a time as there are threads, each by one thread: that is faster than
+        several threads for one study, and the result does not depend on their number.
+        """
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1 or len(studies) < 2:
+            for index, study in studies:
+                yield index, study, self._draft(index, study, settings)
+            return
+
+        def alone(entry: tuple[int, Study]) -> tuple[int, Study, Draft | FailedStudy]:
+            torch.set_num_threads(1)  # of this worker
+            return (*entry, self._draft(*entry, settings))
+
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                yield from pool.map(alone, studies)
+        finally:
+            torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def _draft(self, index: int, study: Study, settings: GenerationSettings) -> Draft | FailedStudy:
+        try:
+            example = self.builder.build(replace(study, report=None, findings=None, boxes=None), settings.max_views)
+            batch = self.on_device(self.collate([example]))
+            if settings.blank and batch.pixel_values is not None:
+                batch.pixel_values = torch.full_like(batch.pixel_values, 0.5)
+            image = self.model.encode(batch)
+            (seen,) = self.seer.see(image, batch, [example], settings.attention)
+            image.dense, batch.pixel_values = None, None  # no longer needed, and large
+            return self.writer.draft(index, example, seen, image, batch, settings)
+        except InputError as error:
+            return FailedStudy(study.id, str(error))
+
+    def _report(self, study: Study, drafts: Sequence[Draft], settings: GenerationSettings) -> Report:
+        """The finished report, its alternatives within it."""
+        reports = []
+        for draft in sorted(drafts, key=lambda d: d.rank):
+            seen = draft.seen
+            report = Report(
+                study.id, draft.written, self.writer.structurer.sentences(draft.written, seen.evidence),
+                self.seer.findings(seen, draft.example), seen.boxes, seen.attention, draft.unmet,
+                trace={"steps": draft.trace} if settings.trace else None,
+            )  # fmt: skip
+            reports.append(report if settings.abstain is None else withhold(report, settings.abstain))
+        return replace(reports[0], alternatives=tuple(reports[1:]))
 
     @torch.inference_mode()
     def lesion_score(self, image: StudyImage) -> float:
@@ -122,34 +198,18 @@ class Pipeline:
         """The batch where the model is."""
         return move(batch, self.device)
 
-    @torch.inference_mode()
-    def _batch(
-        self,
-        studies: Sequence[Study],
-        examples: Sequence[Example],
-        settings: GenerationSettings,
-        generation: Generation,
-    ) -> list[Report]:
-        batch = self.on_device(self.collate(examples))
-        if settings.blank and batch.pixel_values is not None:
-            batch.pixel_values = torch.full_like(batch.pixel_values, 0.5)
-        image = self.model.encode(batch)
-        seen = self.seer.see(image, batch, examples, settings.attention)
-        constraints = [self.writer.constraints(s, settings, generation) for s in seen]
-        sections, unmet = self.writer.write(image, batch, examples, seen, constraints, settings, generation)
-        reports = [
-            Report(
-                study.id, text, self.writer.structurer.sentences(text, own.evidence), self.seer.findings(own, example),
-                own.boxes, own.attention, missing,
-            )
-            for study, example, own, text, missing in zip(studies, examples, seen, sections, unmet, strict=True)
-        ]  # fmt: skip
-        least = settings.abstain
-        return reports if least is None else [withhold(report, least) for report in reports]
+
+def _next_batch(waiting: list[Draft], size: int) -> list[Draft]:
+    """Takes the oldest draft and those most like it in length, of one kind, off the list."""
+    oldest = min(waiting, key=lambda d: (d.index, d.rank))
+    alike = [d for d in waiting if d.kind == oldest.kind]
+    batch = sorted(alike, key=lambda d: (abs(_length(d) - _length(oldest)), d.index, d.rank))[:size]
+    chosen = {id(d) for d in batch}
+    waiting[:] = [d for d in waiting if id(d) not in chosen]
+    return batch
 
 
-def _by_size(examples: dict[int, Example], batch_size: int) -> Iterator[list[int]]:
-    for size in sorted({e.size for e in examples.values()}):
-        own = [i for i, e in examples.items() if e.size == size]
-        for start in range(0, len(own), batch_size):
-            yield own[start : start + batch_size]
+def _length(draft: Draft) -> int:
+    """Rough length of a prompt: characters of its texts, and many for each view."""
+    texts = [*draft.example.clinical.values(), *draft.written.values()]
+    return sum(map(len, texts)) + 64 * len(draft.example.pixels)

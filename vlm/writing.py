@@ -1,58 +1,39 @@
 """The text half of a report: constraints from what was seen, the search, and the choice among its candidates.
 
-Sections are written one after another, each with those before it in its prompt.
+Sections are written one after another, each with those before it in its prompt. Drafts of one kind are written together
+(`Draft.kind`); what a draft becomes does not depend on the others (on the CPU to the last bit, `lean_llama.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from vlm.checkpoint import Checkpoint
 from vlm.config import Generation
-from vlm.data.batches import pad
 from vlm.data.examples import HEADINGS, Example, ExampleBuilder
 from vlm.generation.beam_search import BeamSettings, beam_search
 from vlm.generation.checking import unmet_in
 from vlm.generation.compiling import CompiledConstraints, compile_constraints
 from vlm.generation.consistency import rerank
-from vlm.generation.constraints import Constraints, TermSet
+from vlm.generation.constraints import Constraints
 from vlm.generation.judging import EvidenceJudge, Judges, watched_words
+from vlm.generation.planning import beam_plan
 from vlm.generation.sampling import sample
 from vlm.generation.steering import steer, term_automaton
 from vlm.generation.structuring import Structurer
+from vlm.generation.trace import Recorder
 from vlm.generation.wording import wording_of
 from vlm.models.language import UNWRITTEN
 from vlm.models.report_generator import ImageOutput
+from vlm.request import GenerationSettings, join_constraints
 from vlm.seeing import Seen, Seer
 from vlm.types import InputError, StudyBatch
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationSettings:
-    """What the user asks of a run, beside the checkpoint's own `generation` section.
-
-    Args:
-        must, must_not: terms that every report must hold, and must not assert.
-        steer: let the findings' probabilities constrain the text. blank: replace every image by a grey one (to test
-            that it matters).
-        attention: keep attention maps for heat maps.
-        num_beams, batch_size, max_views: override the checkpoint's.
-        abstain: leave out sentences whose confidence is below this, in [0, 1]; None for none.
-    """
-
-    must: tuple[str, ...] = ()
-    must_not: tuple[str, ...] = ()
-    steer: bool = True
-    blank: bool = False
-    attention: bool = True
-    num_beams: int | None = None
-    batch_size: int | None = None
-    max_views: int | None = None
-    abstain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +45,39 @@ class Written:
     unmet: tuple[str, ...] = ()
 
 
+@dataclass(slots=True)
+class Draft:
+    """A report on its way.
+
+    Args:
+        index: place of its study in the input. rank: 0 for the study's report, 1 and on for its alternatives.
+        example, seen, image, batch: of the study; the batch holds it alone.
+        constraints: of its text.
+        search: how it is searched.
+        written: text by section. unmet, trace: of the sections written.
+    """
+
+    index: int
+    example: Example
+    seen: Seen
+    image: ImageOutput
+    batch: StudyBatch
+    constraints: Constraints
+    search: BeamSettings
+    rank: int = 0
+    written: dict[str, str] = field(default_factory=dict)
+    unmet: tuple[str, ...] = ()
+    trace: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Drafts of one kind can be written together, and at no cost to one another: the same settings of the search,
+        and terms to wait for or not."""
+        return (not self.written, bool(self.constraints.must_appear) and not self.written, self.search)
+
+
 class Writer:
-    """Writes the sections of a batch's reports.
+    """Writes the sections of reports.
 
     Args:
         checkpoint: loaded, in evaluation mode.
@@ -77,6 +89,7 @@ class Writer:
         view = checkpoint.config.model.knowledge.view
         self.checkpoint, self.builder, self.seer = checkpoint, builder, seer
         self.model = checkpoint.model
+        self.sections = tuple(checkpoint.config.data.report_sections)
         self.wording = wording_of(checkpoint.graph, view)
         self.automaton = term_automaton(self.wording)
         self.structurer = Structurer(checkpoint.graph, builder.reader, view)
@@ -86,8 +99,26 @@ class Writer:
         mark = tokenizer.convert_tokens_to_ids(UNWRITTEN)
         self.suppressed = (mark,) if isinstance(mark, int) and mark != tokenizer.unk_token_id else ()
 
+    def draft(
+        self,
+        index: int,
+        example: Example,
+        seen: Seen,
+        image: ImageOutput,
+        batch: StudyBatch,
+        settings: GenerationSettings,
+    ) -> Draft:
+        """The empty report of a study that was looked at."""
+        generation = self.checkpoint.config.generation
+        search = self._beams(max(_width(settings, generation), settings.num_reports), generation)
+        if settings.num_beams == "auto":
+            search = beam_plan(seen.evidence, search, generation.max_must).apply(search)
+            search = replace(search, num_beams=max(search.num_beams, settings.num_reports))
+        constraints = self.constraints(seen, settings, generation)
+        return Draft(index, example, seen, image, batch, constraints, search)
+
     def constraints(self, seen: Seen, settings: GenerationSettings, generation: Generation) -> Constraints:
-        """The findings' own constraints and the user's."""
+        """The findings' own constraints and the user's; where they disagree the user's stand."""
         base = Constraints(repeat_sentences=False, negation=self.wording.negation)
         if settings.steer:
             # A box says as much as a finding: the more certain of the two counts.
@@ -97,82 +128,139 @@ class Writer:
                     boxed[box.label] = max(boxed.get(box.label, 0.0), box.confidence or 0.0)
             probabilities = {n: max(p, boxed.get(n, 0.0)) for n, p in seen.evidence.probabilities.items()}
             base = steer(probabilities, self.wording, self.seer.thresholds, generation.softness, generation.max_must)
-        must = tuple(TermSet(f"--must {t}", (t,)) for t in settings.must)
-        never = tuple(TermSet(f"--must-not {t}", (t,)) for t in settings.must_not)
-        return replace(base, must_appear=base.must_appear + must, must_not_assert=base.must_not_assert + never)
+        return join_constraints(base, settings, self.sections)
 
-    def write(
-        self,
-        image: ImageOutput,
-        batch: StudyBatch,
-        examples: Sequence[Example],
-        seen: Sequence[Seen],
-        constraints: Sequence[Constraints],
-        settings: GenerationSettings,
-        generation: Generation,
-    ) -> tuple[list[dict[str, str]], list[tuple[str, ...]]]:
-        """Writes section after section, each after those before it; what must appear binds the first."""
-        texts: list[dict[str, str]] = [{} for _ in examples]
-        unmet: list[tuple[str, ...]] = [()] * len(examples)
-        for number, section in enumerate(self.checkpoint.config.data.report_sections):
-            prompts = [self._prompt(e, texts[i], section, seen[i]) for i, e in enumerate(examples)]
-            ids, mask = pad(prompts, self.checkpoint.tokenizer.pad_token_id, left=True)
-            device = batch.prompt_ids.device
-            prompt = replace(batch, prompt_ids=ids.to(device), prompt_mask=mask.to(device))
-            prefix, prefix_mask = self.model.prefix(image, prompt)
-            own = list(constraints) if number == 0 else [replace(c, must_appear=()) for c in constraints]
-            judges = self._judges(seen, texts, section, settings, generation)
-            answers = self._search(prefix, prefix_mask, own, settings, generation, judges)
-            pools = (
-                self._sample(prefix, prefix_mask, own, examples, generation) if number == 0 else [()] * len(examples)
-            )
-            for row, candidates in enumerate(answers):
-                best = self._best(candidates, pools[row], seen[row], generation) if number == 0 else candidates[0]
-                texts[row][section] = best.text
-                unmet[row] += best.unmet
-        return texts, unmet
+    def done(self, draft: Draft) -> bool:
+        """Whether all sections are written."""
+        return len(draft.written) == len(self.sections)
 
-    def _best(
+    @torch.inference_mode()
+    def write(self, drafts: Sequence[Draft], settings: GenerationSettings) -> list[list[Draft]]:
+        """Adds a section to drafts of one kind.
+
+        Returns:
+            For each draft what becomes of it: behind the first section one draft for each report that is asked for.
+        """
+        generation = self.checkpoint.config.generation
+        first = not drafts[0].written
+        prefix, mask = self._prefixes(drafts)
+        constraints = [self._bound(d, settings) for d in drafts]
+        compiled = [self._compile(c, generation.max_new_tokens, settings) for c in constraints]
+        traces: list[list[dict[str, Any]]] = [[] for _ in drafts]
+        if settings.decoding == "sample":
+            answers = self._drawn(prefix, mask, compiled, drafts, settings, generation)
+        else:
+            judges = self._judges(drafts, settings, generation)
+            recorder = Recorder(self.checkpoint.tokenizer, len(drafts)) if settings.trace else None
+            answers = self._search(prefix, mask, compiled, drafts[0].search, judges, recorder)
+            traces = [trace["steps"] for trace in recorder.traces] if recorder else traces
+        pools: Sequence[Sequence[Written]] = [()] * len(drafts)
+        if first and settings.decoding == "beam" and generation.samples:
+            pools = self._pool(prefix, mask, compiled, drafts, settings, generation)
+        out = []
+        for draft, candidates, pool, trace in zip(drafts, answers, pools, traces, strict=True):
+            chosen = self._ordered(candidates, pool, draft.seen, generation) if first else candidates
+            count = settings.num_reports if first else 1
+            section = self.sections[len(draft.written)]
+            steps = [*draft.trace, *({"section": section, **step} for step in trace)]
+            out.append(
+                [
+                    replace(
+                        draft, rank=draft.rank + rank, written={**draft.written, section: best.text},
+                        unmet=draft.unmet + best.unmet, trace=steps,
+                    )
+                    for rank, best in enumerate(_distinct(chosen)[:count])
+                ]
+            )  # fmt: skip
+        return out
+
+    def _prefixes(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
+        """Prompt embeddings (B, P, L), padded on the left, and mask (B, P); each made by itself."""
+        rows = []
+        for draft in drafts:
+            section = self.sections[len(draft.written)]
+            ids = torch.tensor([self._prompt(draft.example, draft.written, section, draft.seen)])
+            ids = ids.to(draft.batch.prompt_ids.device)
+            own = replace(draft.batch, prompt_ids=ids, prompt_mask=torch.ones_like(ids, dtype=torch.bool))
+            embeds, mask = self.model.prefix(draft.image, own)
+            rows.append(embeds[0, mask[0]])
+        longest = max(map(len, rows))
+        prefix = rows[0].new_zeros(len(rows), longest, rows[0].shape[-1])
+        mask = torch.zeros(prefix.shape[:2], dtype=torch.long, device=prefix.device)
+        for number, row in enumerate(rows):
+            prefix[number, longest - len(row) :] = row
+            mask[number, longest - len(row) :] = 1
+        return prefix, mask
+
+    def _bound(self, draft: Draft, settings: GenerationSettings) -> Constraints:
+        """What binds the section that comes next: what must appear binds the first, unless the user says otherwise."""
+        own, section = draft.constraints, self.sections[len(draft.written)]
+        named = tuple(
+            replace(entry, section=None)
+            for entry in (settings.constraints.must_appear if settings.constraints else ())
+            if entry.section is not None and entry.section.lower() == section
+        )
+        if not draft.written:
+            return replace(own, must_appear=own.must_appear + named)
+        return replace(own, must_appear=named, in_order=False, template="", sections=(), sentences=(0, None))
+
+    def _ordered(
         self, candidates: Sequence[Written], pool: Sequence[Written], seen: Seen, generation: Generation
-    ) -> Written:
-        """The candidate to keep, beam or sample, of those that hold as many constraints as the best beam and contradict
-        least."""
+    ) -> list[Written]:
+        """The candidates, beams and samples, best first: those that hold as many constraints as the best beam and
+        contradict least, by agreement and consensus; then the other beams."""
         fewest = len(candidates[0].unmet)
         alike = [c for c in (*candidates, *pool) if len(c.unmet) <= fewest and c.text]
         if generation.contradiction:
             counts = [EvidenceJudge(self.structurer, seen.evidence, 1.0).count(c.text, True) for c in alike]
             alike = [c for c, count in zip(alike, counts, strict=True) if count == min(counts)]
-        if len(alike) < 2:
-            return (alike or candidates)[0]
-        order = rerank(
-            [c.text for c in alike], [c.score for c in alike], self.structurer, seen.evidence,
-            generation.consistency, generation.consensus, [c.text for c in pool],
-        )  # fmt: skip
-        return alike[order[0]]
+        if len(alike) > 1:
+            order = rerank(
+                [c.text for c in alike], [c.score for c in alike], self.structurer, seen.evidence,
+                generation.consistency, generation.consensus, [c.text for c in pool],
+            )  # fmt: skip
+            alike = [alike[place] for place in order]
+        return [*alike, *candidates]
 
-    def _sample(
+    def _pool(
         self,
         prefix: Tensor,
         mask: Tensor,
-        constraints: Sequence[Constraints],
-        examples: Sequence[Example],
+        compiled: Sequence[CompiledConstraints],
+        drafts: Sequence[Draft],
+        settings: GenerationSettings,
         generation: Generation,
     ) -> list[list[Written]]:
         """Draws from the language model, for consensus; each with the constraints that it does not hold."""
-        if not generation.samples:
-            return [[] for _ in examples]
-        settings = replace(self._beams(generation.samples, generation), min_new_tokens=1)
-        seeds = [int.from_bytes(hashlib.sha256(e.id.encode()).digest()[:4], "big") for e in examples]
+        beams = replace(self._beams(generation.samples, generation), min_new_tokens=1)
         drawn = sample(
-            self.model.language.model, settings, seeds, inputs_embeds=prefix, attention_mask=mask.long(),
-            temperature=generation.temperature, top_p=generation.top_p,
+            self.model.language.model, beams, [_seed(d, settings.seed) for d in drafts], inputs_embeds=prefix,
+            attention_mask=mask, temperature=generation.temperature, top_p=generation.top_p,
         )  # fmt: skip
-        out = []
-        for row, own in zip(drawn, constraints, strict=True):
-            compiled = self._compile(own, generation.max_new_tokens)
-            texts = [(self._text(c.tokens), c.score) for c in row]
-            out.append([Written(text, score, unmet_in(compiled, text)) for text, score in texts if text])
-        return out
+        return [
+            [Written(text, c.score, unmet_in(own, text)) for c in row if (text := self._text(c.tokens))]
+            for row, own in zip(drawn, compiled, strict=True)
+        ]
+
+    def _drawn(
+        self,
+        prefix: Tensor,
+        mask: Tensor,
+        compiled: Sequence[CompiledConstraints],
+        drafts: Sequence[Draft],
+        settings: GenerationSettings,
+        generation: Generation,
+    ) -> list[list[Written]]:
+        """Draws the answers themselves, under their constraints."""
+        count = settings.num_reports if not drafts[0].written else 1
+        beams = replace(self._beams(count, generation), min_new_tokens=1)
+        seeds = [_seed(d, settings.seed, "drawn", d.rank, len(d.written)) for d in drafts]
+        drawn = sample(
+            self.model.language.model, beams, seeds, inputs_embeds=prefix, attention_mask=mask,
+            temperature=settings.temperature or generation.temperature, top_p=settings.top_p or generation.top_p,
+            constraints=compiled,
+        )  # fmt: skip
+        return [[Written(self._text(c.tokens), c.score, c.unmet) for c in row] for row in drawn]
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.checkpoint.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
@@ -207,42 +295,57 @@ class Writer:
         self,
         prefix: Tensor,
         mask: Tensor,
-        constraints: Sequence[Constraints],
-        settings: GenerationSettings,
-        generation: Generation,
-        judges: Judges | None = None,
+        compiled: Sequence[CompiledConstraints],
+        beams: BeamSettings,
+        judges: Judges | None,
+        recorder: Recorder | None,
     ) -> list[list[Written]]:
-        beams = self._beams(settings.num_beams or generation.num_beams, generation)
-        compiled = [self._compile(c, generation.max_new_tokens) for c in constraints]
         found = beam_search(
-            self.model.language.model, beams, inputs_embeds=prefix, attention_mask=mask.long(), constraints=compiled,
-            judges=judges,
+            self.model.language.model, beams, inputs_embeds=prefix, attention_mask=mask, constraints=compiled,
+            judges=judges, trace=recorder,
         )  # fmt: skip
         return [[Written(self._text(c.tokens), c.score, c.unmet) for c in row] for row in found]
 
-    def _judges(
-        self,
-        seen: Sequence[Seen],
-        written: Sequence[dict[str, str]],
-        section: str,
-        settings: GenerationSettings,
-        generation: Generation,
-    ) -> Judges | None:
+    def _judges(self, drafts: Sequence[Draft], settings: GenerationSettings, generation: Generation) -> Judges | None:
         """Who make contradictions cost, each with the sections that the study has already."""
         if not settings.steer or not generation.contradiction:
             return None
+        section = self.sections[len(drafts[0].written)]
+        weight = generation.contradiction
         judges = [
-            EvidenceJudge(self.structurer, s.evidence, generation.contradiction, section, " ".join(texts.values()))
-            for s, texts in zip(seen, written, strict=True)
+            EvidenceJudge(self.structurer, d.seen.evidence, weight, section, " ".join(d.written.values()))
+            for d in drafts
         ]
         return Judges(judges, self.checkpoint.tokenizer, self.watched)
 
-    def _compile(self, constraints: Constraints, length: int) -> CompiledConstraints:
+    def _compile(
+        self, constraints: Constraints, length: int, settings: GenerationSettings | None = None
+    ) -> CompiledConstraints:
         # The shared automaton knows the graph's terms alone; a user's own terms need one of their own.
-        own = any(t.name.startswith("--") for t in constraints.must_appear + constraints.must_not_assert)
+        own = settings is not None and bool(settings.must or settings.must_not or settings.constraints)
         return compile_constraints(
             constraints, self.checkpoint.tokenizer, length, automaton=None if own else self.automaton
         )
+
+
+def _width(settings: GenerationSettings, generation: Generation) -> int:
+    if settings.decoding == "greedy":
+        return 1
+    return settings.num_beams if isinstance(settings.num_beams, int) else generation.num_beams
+
+
+def _seed(draft: Draft, seed: int, *what: object) -> int:
+    """A seed of the study's own; no other study and no batch has a part in it."""
+    name = draft.example.id if not seed and not what else ":".join(map(str, (draft.example.id, seed, *what)))
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+
+
+def _distinct(candidates: Sequence[Written]) -> list[Written]:
+    """Without texts that stand before; never none."""
+    first: dict[str, Written] = {}
+    for candidate in candidates:
+        first.setdefault(candidate.text, candidate)
+    return list(first.values())
 
 
 def _break_id(tokenizer: object) -> int:

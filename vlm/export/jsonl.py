@@ -7,12 +7,14 @@
      "boxes": [{"xyxy", "label", "image", "confidence", "slice"?, "position_mm"?}],
      "sentences": [{"text", "section", "labels", "boxes", "status", "confidence"}],
      "images": [{"file", "view", "modality", "width", "height", "slice"?}], "unmet": [...],
-     "abstained"?: [sentences that were left out as too uncertain]}
+     "abstained"?: [sentences that were left out as too uncertain],
+     "alternatives"?: [{"sections", "text", "sentences", "abstained"?, "unmet"}]}
 
-`text` is the findings section, or the impression where there is no findings section: what text metrics score. Boxes
-are in pixels of the image as displayed (`vlm.types`). On a slice of a volume a box names it: "slice" counts from 0 in
-the order of positions. An image's "slice" is {"first", "last", "count", "position_mm"?}; a slab has several. Of a
-file's path only its name is kept. A study that failed is `{"id", "error"}` in a file of its own.
+`text` is the findings section, or the impression where there is no findings section: what text metrics score.
+Alternatives are further reports of the study (`--num-reports`), which metrics pass over. Boxes are in pixels of the
+image as displayed (`vlm.types`). On a slice of a volume a box names it: "slice" counts from 0 in the order of
+positions. An image's "slice" is {"first", "last", "count", "position_mm"?}; a slab has several. Of a file's path only
+its name is kept. A study that failed is `{"id", "error"}` in a file of its own.
 """
 
 from __future__ import annotations
@@ -42,11 +44,12 @@ def report_to_dict(report: Report, study: Study | None = None) -> dict[str, Any]
         report: what the pipeline returned.
         study: its study, for the list of images; None leaves the list empty.
     """
-    sections = {name: report.sections[name] for name in SECTIONS if name in report.sections}
+    alternatives = [
+        {**_texts_to_dict(other), **_judged_to_dict(other), "unmet": list(other.unmet)} for other in report.alternatives
+    ]
     return {
         "id": report.study_id,
-        "sections": sections,
-        "text": sections.get("findings") or sections.get("impression") or "",
+        **_texts_to_dict(report),
         "findings": [
             {
                 "label": f.label,
@@ -67,10 +70,23 @@ def report_to_dict(report: Report, study: Study | None = None) -> dict[str, Any]
             }
             for b in report.boxes
         ],
-        "sentences": [_sentence_to_dict(s) for s in report.sentences],
+        **_judged_to_dict(report),
         "images": [] if study is None else [_image_to_dict(study, index) for index in range(len(study.images))],
         "unmet": list(report.unmet),
-        **({"abstained": [_sentence_to_dict(s) for s in report.abstained]} if report.abstained else {}),
+        **({"alternatives": alternatives} if alternatives else {}),
+    }
+
+
+def _texts_to_dict(report: Report) -> dict[str, Any]:
+    sections = {name: report.sections[name] for name in SECTIONS if name in report.sections}
+    return {"sections": sections, "text": sections.get("findings") or sections.get("impression") or ""}
+
+
+def _judged_to_dict(report: Report) -> dict[str, Any]:
+    left_out = [_sentence_to_dict(s) for s in report.abstained]
+    return {
+        "sentences": [_sentence_to_dict(s) for s in report.sentences],
+        **({"abstained": left_out} if left_out else {}),
     }
 
 
@@ -146,6 +162,10 @@ def report_from_dict(row: Mapping[str, Any]) -> Report:
             ),
             unmet=tuple(row.get("unmet", ())),
             abstained=tuple(_sentence_from_dict(s) for s in row.get("abstained", ())),
+            alternatives=tuple(
+                report_from_dict({**row, "abstained": (), **other, "alternatives": ()})
+                for other in row.get("alternatives", ())
+            ),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"report {row.get('id', '?')!r}: not a line that vlm generate writes ({error!r})") from error

@@ -194,8 +194,11 @@ class Proposer:
         logprobs = logits.gather(-1, tokens.clamp(min=0)) - total
         scores = (logprobs + beams.scores[:, :, None]).masked_fill(tokens < 0, -math.inf).flatten(1)
         # Near the end it may be any of them that is still in time.
-        most = scores.shape[1] if tracker.is_late(beams.step) else max(32, ASKED * self.keep)
-        scores, order = scores.topk(min(most, scores.shape[1]))
+        most = max(32, ASKED * self.keep)
+        late = tracker.is_late(beams.step)
+        scores, order = scores.topk(scores.shape[1] if late else min(most, scores.shape[1]))
+        if late:
+            scores[:, most:] = scores[:, most:].masked_fill(~tracker.late(beams.step)[:, None], -math.inf)
         own = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None].expand_as(tokens)
         chosen = [field.flatten(1).gather(1, order) for field in (logprobs, own, tokens.clamp(min=0))]
         return Offers(scores, chosen[0], chosen[1], chosen[2])

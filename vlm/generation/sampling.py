@@ -15,8 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from vlm.generation.beam_search import make_stepper
+from vlm.generation.compiling import CompiledConstraints
 from vlm.generation.settings import BeamSettings, Candidate
+from vlm.generation.tracker import Tracker
 from vlm.types import InputError
+
+LOOKED_AT = 32
+"""Draws of a sample that constraints look at first."""
+
+OUTSIDE = 1.0e4
+"""What a token outside the nucleus loses."""
 
 
 @torch.inference_mode()
@@ -30,6 +38,7 @@ def sample(
     attention_mask: Tensor | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    constraints: Sequence[CompiledConstraints | None] | None = None,
 ) -> list[list[Candidate]]:
     """Draws `settings.num_beams` answers for each prompt.
 
@@ -39,6 +48,8 @@ def sample(
         seeds: one a study.
         temperature: above 0; 1 is the model's own distribution.
         top_p: only the most probable tokens that together reach this share are drawn, in (0, 1].
+        constraints: one entry a study, None for a study without; None for none at all. A token that they refuse is
+            never drawn: the next best draw takes its place, which samples the distribution over what is allowed.
 
     Returns:
         For each study its samples in the order of drawing; `score` is the log probability a token, at temperature 1.
@@ -54,6 +65,9 @@ def sample(
     if len(seeds) != batch:
         raise InputError(f"{len(seeds)} seeds for {batch} prompts: give one for each")
     width = settings.num_beams
+    bound = None
+    if constraints is not None and any(entry is not None for entry in constraints):
+        bound = _Bound(constraints, settings, logits.device, temperature)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     ends = torch.zeros(vocabulary, dtype=torch.bool, device=logits.device)
     ends[list(settings.eos_token_ids)] = True
@@ -68,18 +82,82 @@ def sample(
             logits[..., ends] = float("-inf")
         log_p = logits.log_softmax(-1)
         noise = torch.stack([torch.rand(width, vocabulary, generator=g) for g in generators]).to(log_p.device)
-        token = (_nucleus(log_p, top_p) / temperature - (-noise.clamp_min(1e-20).log()).log()).argmax(-1)  # (B, K)
+        noise = -(-noise.clamp_min(1e-20).log()).log()
+        drawn = _nucleus(log_p, top_p) / temperature + noise
+        last = position == settings.max_new_tokens - 1
+        if bound is None:
+            token = drawn.argmax(-1)  # (B, K)
+        else:
+            # Outside the nucleus only where nothing inside is allowed.
+            token = bound.choose(torch.maximum(drawn, log_p / temperature + noise - OUTSIDE), log_p, position)
+            bound.note_ends(~done & (ends[token] | last), ends[token])
         total += torch.where(done, 0.0, log_p.gather(-1, token[..., None]).squeeze(-1))
         written.append(torch.where(done, -1, token))
         done = done | ends[token]
-        if done.all() or position == settings.max_new_tokens - 1:
+        if last or bool(done.all()):
             break
         logits = stepper.step(token, parents)
     tokens = torch.stack(written, dim=-1).tolist()  # (B, K, T)
+    unmet = bound.names() if bound is not None else [[()] * width] * batch
     return [
-        [_candidate(row, log_probability) for row, log_probability in zip(rows, values, strict=True)]
-        for rows, values in zip(tokens, total.tolist(), strict=True)
+        [_candidate(*sampled) for sampled in zip(rows, values, names, strict=True)]
+        for rows, values, names in zip(tokens, total.tolist(), unmet, strict=True)
     ]
+
+
+class _Bound:
+    """Constraint states of all samples: each is a study of one beam to the tracker, so that none waits for another.
+
+    Shapes: R = B * K samples, M tokens looked at.
+    """
+
+    def __init__(
+        self,
+        constraints: Sequence[CompiledConstraints | None],
+        settings: BeamSettings,
+        device: torch.device,
+        temperature: float,
+    ) -> None:
+        self.shape = (len(constraints), settings.num_beams)
+        self.temperature = temperature
+        rows = [entry for entry in constraints for _ in range(settings.num_beams)]
+        self.tracker = Tracker(rows, settings, device)
+        self.state = self.tracker.start(len(rows), 1)
+        self.unmet = torch.zeros(len(rows), dtype=torch.long, device=device)
+
+    def choose(self, drawn: Tensor, log_p: Tensor, step: int) -> Tensor:
+        """The best draw of each sample that is allowed, (B, K); `drawn` and `log_p` are (B, K, V)."""
+        drawn, log_p = drawn.flatten(0, 1), log_p.flatten(0, 1)  # (R, V)
+        asked = self.tracker.advancing(self.state, step)  # (R, 1, A), -1 for none
+        count = min(LOOKED_AT, drawn.shape[1])
+        while True:
+            tokens = drawn.topk(count)[1]
+            if asked is not None:
+                wanted = asked[:, 0]
+                tokens = torch.cat([tokens, torch.where(wanted < 0, tokens[:, :1], wanted)], 1)
+            before = self.state.pick(torch.zeros_like(tokens))
+            live = drawn.gather(1, tokens) > float("-inf")
+            after, allowed, _ = self.tracker.advance(before, tokens, log_p.gather(1, tokens), live, step)
+            if count == drawn.shape[1] or bool(allowed.any(1).all()):
+                break
+            count = min(16 * count, drawn.shape[1])
+        worth = drawn.gather(1, tokens) + self.tracker.bonus(before, after, tokens) / self.temperature
+        # Where nothing at all is allowed the best draw stands, and what it breaks is named.
+        worth = torch.where(allowed.any(1, keepdim=True), worth.masked_fill(~allowed, float("-inf")), worth)
+        best = worth.argmax(1, keepdim=True)
+        self.state = after.pick(best)
+        return tokens.gather(1, best).view(self.shape)
+
+    def note_ends(self, ending: Tensor, ended: Tensor) -> None:
+        """Keeps what the samples that end here, with an end token (`ended`) or cut off, do not hold; (B, K) each."""
+        found = self.tracker.unmet(self.state, ~ended.reshape(-1, 1))[:, 0]
+        self.unmet = torch.where(ending.reshape(-1), found, self.unmet)
+
+    def names(self) -> list[list[tuple[str, ...]]]:
+        """Names of what each sample does not hold."""
+        found = [self.tracker.names(row, bits) for row, bits in enumerate(self.unmet.tolist())]
+        width = self.shape[1]
+        return [found[start : start + width] for start in range(0, len(found), width)]
 
 
 def _nucleus(log_p: Tensor, top_p: float) -> Tensor:
@@ -91,6 +169,6 @@ def _nucleus(log_p: Tensor, top_p: float) -> Tensor:
     return log_p.masked_fill((before > top_p).gather(-1, index.argsort(-1)), float("-inf"))
 
 
-def _candidate(row: list[int], log_probability: float) -> Candidate:
+def _candidate(row: list[int], log_probability: float, unmet: tuple[str, ...]) -> Candidate:
     tokens = tuple(token for token in row if token >= 0)
-    return Candidate(tokens, log_probability / max(1, len(tokens)), log_probability)
+    return Candidate(tokens, log_probability / max(1, len(tokens)), log_probability, unmet)

@@ -90,7 +90,7 @@ class ConstraintTables:
                 moves[offset : offset + size, :width] = automaton.moves + offset
             jumps = moves.ravel() * self.term_width
         own = np.array([place[id(entry.terms)] for entry in distinct])
-        self.longest_need = 0
+        self.frame_most = 0  # tokens that the longest template takes
         self.meaning_offsets = np.concatenate([[0], np.cumsum([len(entry.events) for entry in distinct])])
         self.jumps = self._tensor(jumps)  # (S * C,) `term_width` times the next state
         self.term_classes = self._tensor(np.stack([entry.terms.classes for entry in distinct])).flatten()
@@ -116,7 +116,8 @@ class ConstraintTables:
         self.broken[self._tensor(offsets[:-1] + BROKEN)] = True
         to_deny = {id(entry.assertion): entry.to_deny for entry in distinct}
         self.to_deny = self._tensor(np.concatenate([to_deny[id(automaton)] for automaton in automata]), torch.float32)
-        self.longest_denial = int(self.to_deny.max())
+        longest = [int(entry.to_deny.max()) for entry in distinct]
+        self.longest_denial = self._tensor(longest)[self.which]  # (B,)
         self.plain = torch.zeros_like(self.broken)
         self.plain[self._tensor(offsets[:-1] + PLAIN)] = True
         self.negated = self._tensor(np.concatenate([automaton.negated for automaton in automata]), torch.bool)
@@ -180,7 +181,8 @@ class ConstraintTables:
         totals = [int(entry.cost.max(1, initial=0).sum()) + entry.hard for entry in distinct]
         self.total_cost = self._tensor(totals)[self.which]  # (B,) tokens of all required terms, a full stop for each
         counts = [2 * entry.source.sentences[0] for entry in distinct]
-        self.longest_need += max(totals) + max(counts)
+        needs = [total + count + self.frame_most for total, count in zip(totals, counts, strict=True)]
+        self.most_need = self._tensor(needs)[self.which]  # (B,) tokens that constraints take at most
         self.asserted = self._tensor([entry.asserted & ((1 << entry.hard) - 1) for entry in distinct])[self.which]
         self._stack_rows(distinct, sets)
         self.begin_tokens, self.begin_bits = self._ragged([tokens for entry in distinct for tokens in entry.begin])
@@ -227,6 +229,7 @@ class ConstraintTables:
             self.sentence_phase, self.sentence_begun = self._tensor(table.phase), self._tensor(table.begun)
             self.fill_tokens = self._tensor(fillers(distinct[0].table))
         moves, final, need = [np.zeros((1, 257), dtype=np.int64)], [[True]], [[0]]
+        bits, whole = [[0]], [[0]]
         counts, passed, tokens, starts, lost = [[-1]], [[0]], [()], [], [[False]]
         size = 1
         for entry in distinct:
@@ -246,6 +249,12 @@ class ConstraintTables:
                 own.append(free | here)
                 late.append(sum(1 << b for b, name in bound.items() if frame.names.index(name) < slot))
             own[LOST] = -1 if soft else own[LOST]
+            bits.append([0 if value == -1 else value & ~free for value in own])
+            most = {
+                slot: max(int(n) for n, s in zip(frame.need, frame.slot, strict=True) if s == slot)
+                for slot in set(frame.slot.tolist())
+            }
+            whole.append([0 if soft else most[slot] for slot in frame.slot.tolist()])
             moves.append(frame.moves + size)
             starts.append(frame.start + size)
             final.append([bool(value) or (soft and state == LOST) for state, value in enumerate(frame.final)])
@@ -263,10 +272,12 @@ class ConstraintTables:
         self.frame_lost = self._tensor([value for row in lost for value in row], torch.bool)
         self.frame_need = self._tensor([value for row in need for value in row])
         self.frame_counts = self._tensor([value for row in counts for value in row])
+        self.frame_own = self._tensor([value for row in bits for value in row])
+        self.frame_whole = self._tensor([value for row in whole for value in row])
         self.frame_passed = self._tensor([value for row in passed for value in row])
         width = max(1, max(map(len, tokens)))
         self.frame_tokens = self._tensor([[*row, *[-1] * (width - len(row))] for row in tokens])
-        self.longest_need += int(self.frame_need.max())
+        self.frame_most = int(self.frame_need.max())
 
     def _stack_rows(self, distinct: list[CompiledConstraints], sets: int) -> None:
         """Tokens that carry a term on and what they save, by row; a study's first two rows are for states outside

@@ -10,10 +10,14 @@ remembered sentences.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from vlm.generation.compiling import CompiledConstraints
 from vlm.generation.negation import FORBIDDEN, STOP, UNDENIED
+from vlm.generation.settings import BeamSettings
 from vlm.generation.structure import INSIDE
 from vlm.generation.tables import ASSERTED, RULE_BITS, ConstraintTables
 
@@ -99,6 +103,15 @@ class Tracker(ConstraintTables):
     """Keep what each rule refused of the last offers, in `refused`."""
 
     refused: dict[str, Tensor]
+
+    def __init__(
+        self, constraints: Sequence[CompiledConstraints | None], settings: BeamSettings, device: torch.device
+    ) -> None:
+        super().__init__(constraints, settings, device)
+        # (B,) tokens left from which on a study may be short of them for what it still must write.
+        self.last_calls = self.most_need + 1 + CLOSING + self.longest_denial.clamp(min=LAST_CALL)
+        self.last_calls = self.last_calls.masked_fill(self.free, -1)
+        self.latest = int(self.last_calls.max())
 
     def start(self, batch: int, width: int) -> Tracked:
         """State before the first token."""
@@ -269,6 +282,15 @@ class Tracker(ConstraintTables):
         written = torch.where(closes[..., None], shifted, written)
         return sentence.masked_fill(ends, 0), written, repeated
 
+    def _countable(self, state: Tracked, missing: Tensor) -> Tensor:
+        """Those of the missing bits whose terms would count here: in this section, and next in their order."""
+        if self.has_frame:
+            missing = missing & self.frame_counts[state.frame]
+        if self.has_order:
+            turn = ((((state.met | self.pending(state)) & self.hard[:, None]) << 1) | 1) & missing
+            missing = torch.where(self.ordered != 0, turn, missing)
+        return missing
+
     def _need(self, state: Tracked, missing: Tensor) -> Tensor:
         """Tokens that the missing required terms take from here on, `missing` (B, ...) bits."""
         open_sets = ((missing[..., None] >> self.bits) & 1).float()  # (B, ..., Q)
@@ -276,7 +298,13 @@ class Tracker(ConstraintTables):
         need = (open_sets * cost).sum(-1)
         usable = ~self.negated[state.assertion] | ((missing & self.asserted[:, None]) == 0)
         # One of the missing terms goes on from here; the others begin behind a space.
-        saved = self.saved[self.row_of[self._meaning(state.terms)]].masked_fill(open_sets == 0, -1e9).amax(-1)
+        saved = self.saved[self.row_of[self._meaning(state.terms)]]
+        if self.has_frame or self.has_order:
+            here = self._countable(state, missing)
+            open_sets = ((here[..., None] >> self.bits) & 1).float()
+            saved = saved.masked_fill(open_sets == 0, -1e9).amax(-1).clamp(min=0)
+        else:
+            saved = saved.masked_fill(open_sets == 0, -1e9).amax(-1)
         return torch.where(missing == 0, 0.0, torch.where(usable, need - saved, need + 1))
 
     def _apt(self, before: Tracked, after: Tracked, tokens: Tensor, logprobs: Tensor) -> Tensor:
@@ -307,7 +335,7 @@ class Tracker(ConstraintTables):
         rules = [allowed & apt]
         if self.is_late(step):
             missing = missing & ~self.pending(after)
-            need = self._need(after, missing) + self._denial_need(after, missing) + self._shape_need(after)
+            need = self._need(after, missing) + self._denial_need(after, missing) + self._shape_need(after, missing)
             stops = ((missing[..., None] >> self.bits) & 1).sum(-1) - (after.sentence == 0).long()
             in_time = (need <= left) | (need == 0)
             in_comfort = in_time & ((need + stops + CLOSING <= left) | (missing == 0))
@@ -315,23 +343,26 @@ class Tracker(ConstraintTables):
             here = missing & self.frame_counts[before.frame] if self.has_frame else missing
             strays = (before.sentence == 0) & ~self._goes_on(after, here)
             strays = strays & late & (here != 0)
-            rules = [
+            hurried = [
                 allowed & apt & in_comfort & ~strays,
                 allowed & apt & in_comfort,
                 allowed & in_comfort,
                 allowed & in_time,
-                *rules,
             ]
+            late_studies = self.late(step)[:, None]  # the others follow the rules that they follow by themselves
+            rules = [*(torch.where(late_studies, rule, rules[0]) for rule in hurried), *rules]
         chosen = allowed
         for rule in reversed(rules):
             chosen = torch.where(rule.any(-1, keepdim=True), rule, chosen)
         return chosen
 
-    def _shape_need(self, after: Tracked) -> Tensor | float:
+    def _shape_need(self, after: Tracked, missing: Tensor) -> Tensor | float:
         """Tokens that the template, the fewest sentences and a begun term of the terminology still take."""
         need: Tensor | float = 0.0
         if self.has_frame:
-            need = need + self.frame_need[after.frame].float()
+            # The next heading can't count as begun while this section lacks a term.
+            owing = (missing & self.frame_own[after.frame]) != 0
+            need = need + torch.where(owing, self.frame_whole[after.frame], self.frame_need[after.frame]).float()
         if self.has_count:
             begun, phase = after.begun >> 2, after.begun & 3
             binding = (self.hard_rules[:, None] >> RULE_BITS["sentences"]) & 1
@@ -344,12 +375,15 @@ class Tracker(ConstraintTables):
 
     def is_late(self, step: int) -> bool:
         """Whether some study may be short of tokens for what it still must write."""
-        left = self.settings.max_new_tokens - step - 1
-        return left <= self.longest_need + 1 + CLOSING + max(self.longest_denial, LAST_CALL)
+        return self.settings.max_new_tokens - step - 1 <= self.latest
+
+    def late(self, step: int) -> Tensor:
+        """Which studies (B,) may be."""
+        return self.settings.max_new_tokens - step - 1 <= self.last_calls
 
     def _goes_on(self, state: Tracked, missing: Tensor) -> Tensor:
         """Whether a missing required term is under way, by however few letters."""
-        return self._progress(state, missing) > 0
+        return self._progress(state, self._countable(state, missing)) > 0
 
     def _denial_need(self, state: Tracked, missing: Tensor) -> Tensor:
         """Tokens to the end of the denial that a forbidden term asks for.
@@ -384,11 +418,12 @@ class Tracker(ConstraintTables):
         if self.has_must:
             groups += self._term_tokens(state, step)
         if self.has_frame:
-            groups.append(self.frame_tokens[state.frame])
+            owing = (self.hard[:, None] & ~(state.met | self.pending(state)) & self.frame_own[state.frame]) != 0
+            groups.append(self.frame_tokens[state.frame].masked_fill(owing[..., None], -1))
         if self.has_vocabulary:
             groups.append(self.owed_token[self._meaning(state.terms)][..., None])
         if self.has_count and self.is_late(step):
-            lack = (state.begun >> 2) < self.least
+            lack = ((state.begun >> 2) < self.least) & self.late(step)[:, None]
             inside = (state.begun & 3) == INSIDE
             fill = self.fill_tokens.expand(*lack.shape, -1).masked_fill((inside | ~lack)[..., None], -1)
             groups += [fill, torch.where(lack & inside, self.stop_token[:, None], -1)[..., None]]
@@ -405,11 +440,7 @@ class Tracker(ConstraintTables):
         missing = self.hard[:, None] & ~(state.met | self.pending(state))  # (B, K)
         blocked = self.negated[state.assertion]
         usable = torch.where(blocked, missing & ~self.asserted[:, None], missing)
-        if self.has_frame:
-            usable = usable & self.frame_counts[state.frame]
-        if self.has_order:
-            turn = ((((state.met | self.pending(state)) & self.hard[:, None]) << 1) | 1) & usable
-            usable = torch.where(self.ordered != 0, turn, usable)
+        usable = self._countable(state, usable)
         meaning = self._meaning(state.terms)
         row = self.row_of[meaning]
         begin = self.which[:, None] * 4 + 2 * (state.sentence == 0).long() + self.after_space[meaning].long()
@@ -428,6 +459,7 @@ class Tracker(ConstraintTables):
         number = ((met[..., None] >> self.bits) & 1).sum(-1)
         usable = torch.where(self.negated[state.assertion], ~self.asserted[:, None], -1)
         under_way = self.inside[self._meaning(state.terms)] & self.hard[:, None] & ~met & usable
+        under_way = self._countable(state, under_way)
         return 2 * number + (under_way != 0)
 
     def _caught(self, state: Tracked, event: int) -> Tensor:
