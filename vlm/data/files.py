@@ -32,6 +32,8 @@ def inside(folder: Path, name: str, listed_in: Path) -> Path:
         raise InputError(
             f"{listed_in}: an image path is empty or holds a NUL character; give a path relative to {folder}"
         )
+    if ".." not in name and not os.path.isabs(name):
+        return folder / name  # nearly every path, in a third of the time: lists name millions
     joined = os.path.normpath(os.path.join(folder, name))
     root = os.path.normpath(folder)
     if os.path.isabs(name) or os.path.relpath(joined, root).split(os.sep)[0] == os.pardir:

@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import compute
 
 from vlm.data.batches import bucketed, bucketed_by
 from vlm.data.examples import Example, ExampleBuilder
@@ -44,8 +46,10 @@ class StreamedExamples(Sequence[Example]):
         sections = [s for s in config.report_sections if f"{s}_chars" in studies.index.schema_arrow.names]
         table = studies.columns("modality", *(f"{s}_chars" for s in sections)).take(chosen)
         default = config.image_size.get("default", 256)
-        names = table["modality"].fill_null(config.default_modality)
-        self.sizes = np.array([config.image_size.get(m, default) for m in names.to_pylist()], np.int32)
+        # As codes of a few names: a million texts would take a tenth of a gigabyte.
+        codes = table["modality"].fill_null(config.default_modality).combine_chunks().dictionary_encode()
+        size_of = np.array([config.image_size.get(m, default) for m in codes.dictionary.to_pylist()], np.int32)
+        self.sizes = size_of[codes.indices.to_numpy()] if len(chosen) else np.zeros(0, np.int32)
         columns = [table[f"{s}_chars"].to_numpy() for s in sections]
         characters = np.sum(columns, axis=0) if columns else np.zeros(len(chosen), np.int64)
         self.lengths = np.minimum(np.ceil(characters / _CHARACTERS), config.max_report_tokens).astype(np.int32)
@@ -106,12 +110,12 @@ def choose(studies: PreparedSet, splits: Iterable[str] | None, limit: int | None
     """
     if splits is None:
         return np.arange(len(studies))[:limit]
-    wanted = set(splits)
-    names = studies.columns("split")["split"].to_pylist()
-    chosen = np.array([i for i, name in enumerate(names) if name in wanted], np.int64)
+    wanted = sorted(set(splits))
+    mask = compute.is_in(studies.columns("split")["split"], value_set=pa.array(wanted, pa.string()))
+    chosen = np.flatnonzero(mask.to_numpy())
     if not len(chosen):
         there = ", ".join(f"{k or 'without'} ({v['studies']})" for k, v in studies.manifest["splits"].items())
-        raise InputError(f"{studies.name}: has no study in split {', '.join(sorted(wanted))}; it has {there}")
+        raise InputError(f"{studies.name}: has no study in split {', '.join(wanted)}; it has {there}")
     return chosen[:limit]
 
 
