@@ -22,6 +22,7 @@ def prepare(
     hu: Annotated[bool, typer.Option("--hu", help="Keep CT in Hounsfield units, in 16 bit.")] = False,
     window: Annotated[str | None, typer.Option(help="Window of CT: a name or CENTRE/WIDTH.")] = None,
     views: Annotated[int, typer.Option(min=1, max=512, help="Most images of a study.")] = 16,
+    slices: Annotated[str | None, typer.Option(help="Slices of volumes that are kept, such as boxes:8.")] = None,
     shard: Annotated[int, typer.Option(min=1, max=65536, help="Studies a shard.")] = 256,
     workers: Annotated[int | None, typer.Option(min=1, max=256, help="Processes; default: one a core.")] = None,
     index_only: Annotated[bool, typer.Option("--index-only", help="Images stay where they are.")] = False,
@@ -59,6 +60,7 @@ def prepare(
                 workers or cores(),
                 overwrite,
                 lambda count, total: progress.update(task, completed=count, total=total),
+                slices,
             )
     _say(done, out, Console())
     if done.failed:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from vlm.data.images import IMAGE_SUFFIXES, check_image, load_image
+from vlm.data.images import check_image, load_image
 from vlm.data.shards import HU_WINDOW, WHOLE, Packed
 from vlm.data.views import choose_views
-from vlm.data.windows import window_of
-from vlm.types import Box, Finding, InputError, Modality, Study, StudyImage
+from vlm.data.windows import MODEL_CT_WINDOW, window_of
+from vlm.types import Box, Finding, InputError, Study, StudyImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +61,21 @@ def pack(study: Study, packing: Packing) -> Packed:
 
 def _load(image: StudyImage, packing: Packing) -> tuple[StudyImage, bool]:
     """The image with pixels, and whether they stand for Hounsfield units."""
-    ct = image.modality is Modality.CT or image.modality is None
-    measured = image.path is not None and not image.path.name.lower().endswith(IMAGE_SUFFIXES)
-    if packing.hu and ct and measured:
-        read = load_image(replace(image, window=HU_WINDOW))
-        if read.modality is Modality.CT:
+    if packing.hu:
+        read = load_image(replace(image, window=None), HU_WINDOW, packing.size)
+        if read.window == HU_WINDOW:  # else it has no such units
             return replace(read, window=image.window), True
-    wanted = image.window if packing.window is None else window_of(packing.window)
-    return load_image(replace(image, window=wanted if ct else image.window)), False
+    window = MODEL_CT_WINDOW if packing.window is None else window_of(packing.window)
+    return replace(load_image(image, window, packing.size), window=None), False
 
 
 def _described(image: StudyImage, ratio: tuple[float, float]) -> StudyImage:
+    """What is still to be said of an image once it is packed."""
     spacing = image.spacing_mm
     scaled = None if spacing is None else (spacing[0] / ratio[1], spacing[1] / ratio[0])
-    return StudyImage(view=image.view, modality=image.modality, spacing_mm=scaled, place=image.place)
+    return StudyImage(
+        view=image.view, modality=image.modality, spacing_mm=scaled, window=image.window, place=image.place
+    )
 
 
 def _kept(

@@ -71,6 +71,7 @@ def prepare(
     workers: int = 1,
     overwrite: bool = False,
     watch: Callable[[int, int], None] | None = None,
+    slices: str | None = None,
 ) -> Outcome:
     """Writes a prepared set.
 
@@ -79,13 +80,14 @@ def prepare(
         out: folder to write to. packing: how pixels are kept. shard: studies a shard. workers: processes.
         overwrite: start anew where `out` holds another set.
         watch: called with (studies done, studies in all) after each shard.
+        slices: which slices of volumes are kept (`vlm.data.slices`); None for the layout's own choice.
 
     Raises:
         InputError: a source that cannot be read, a folder that holds another set, or no study that can be prepared.
         KeyboardInterrupt: whole shards stay, and the same call goes on.
     """
     packing = packing or Packing()
-    studies, names = gather(sources)
+    studies, names = gather(sources, slices)
     tasks = _plan(studies, out, packing, shard)
     _claim(out, tasks[0].plan, packing, shard, overwrite)
     todo = [task for task in tasks if not _is_done(task)]
@@ -104,13 +106,13 @@ def prepare(
     return _finish(out, tasks, packing, names, len(tasks) - len(todo))
 
 
-def gather(sources: Sequence[tuple[Path, str]]) -> tuple[list[Study], list[dict[str, Any]]]:
+def gather(sources: Sequence[tuple[Path, str]], slices: str | None = None) -> tuple[list[Study], list[dict[str, Any]]]:
     """Studies of several sources with unique ids, and what is said of the sources in the manifest."""
     studies: list[Study] = []
     taken: set[str] = set()
     about = []
     for path, format in sources:
-        found = read_studies(path, format)
+        found = read_studies(path, format, slices=slices)
         about.append({"name": path.resolve().name, "format": layout_of(path, format).name, "studies": len(found)})
         for study in found:
             name, number = study.id, 2

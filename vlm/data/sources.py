@@ -131,6 +131,7 @@ FORMATS: dict[str, Layout] = {
             is_prepared,
             "what vlm data prepare writes: shards with decoded images, or an index of a list",
             "openi-512/\n  prepared.json  index.parquet  data/train-00000-of-00009.parquet",
+            slices="uniform:64",
         ),
         Layout(
             "openi",

@@ -144,6 +144,17 @@ def test_an_index_without_pixels_streams_too(source: Path, builder: ExampleBuild
     assert all(same(a, b) for a, b in zip(streamed, memory, strict=True))
 
 
+def test_windows_need_what_was_kept(source: Path, prepared: Path, builder: ExampleBuilder, tmp_path: Path) -> None:
+    config = builder.config.model_copy(update={"windows": ("lung", "bone")})
+    windowed = ExampleBuilder(config, builder.labels, ("nodule",), builder.graph, builder.tokenizer)
+    with pytest.raises(
+        InputError, match=r"prepared: has lost what data\.windows would show of CT; prepare it with --hu"
+    ):
+        load_examples(DataSet(path=prepared), windowed, show=False)
+    prepare([(source, "auto")], tmp_path / "hu", Packing(size=64, hu=True))
+    assert len(load_examples(DataSet(path=tmp_path / "hu"), windowed, show=False)) == 40
+
+
 def test_an_address_is_no_path_below_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RADSCRIBE_DATA", "/data")
     assert DataSet(path=Path("openi")).location() == Path("/data/openi")
