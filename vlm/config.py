@@ -67,6 +67,10 @@ class Data(Strict):
     validation: tuple[DataSet, ...] = ()
     image_size: dict[str, Annotated[int, Field(ge=32, le=2048, multiple_of=32)]] = {"default": 256}
     default_modality: Literal["xray", "ct", "mr", "us", "mg", "other"] = "xray"
+    windows: tuple[str, ...] = Field(
+        default=(), max_length=8, description="CT windows, one input channel each: names or CENTRE/WIDTH"
+    )
+    pseudo_colour: bool = Field(default=False, description="grey X-rays as three colour channels")
     max_views: Annotated[int, Field(ge=1, le=16)] = 2
     clinical_sections: tuple[str, ...] = ("indication",)
     modality_labels: dict[str, tuple[str, ...]] = Field(
@@ -85,6 +89,17 @@ class Data(Strict):
     cache_images: bool = True
     workers: Annotated[int, Field(ge=0, le=64)] = 0
 
+    @property
+    def channels(self) -> int:
+        """Channels of the model's input: one a window, three for colour."""
+        return 3 if self.pseudo_colour else max(1, len(self.windows))
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> Data:
+        if self.pseudo_colour and len(self.windows) not in (0, 1, 3):
+            raise ValueError(f"pseudo_colour makes three channels, and windows {len(self.windows)}; take three windows")
+        return self
+
 
 class Vision(Strict):
     """A timm model by name. `weights` is a safetensors file, or "pretrained" to let timm fetch them from its hub."""
@@ -94,6 +109,9 @@ class Vision(Strict):
     options: dict[str, Any] = {}
     mean: Real = 0.5
     std: Annotated[Real, Field(gt=0)] = 0.5
+    channels: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=1, description="of the input; follows data.windows and data.pseudo_colour when left out"
+    )
     freeze_norm: bool = True
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
 
@@ -227,6 +245,7 @@ class Training(Strict):
     label_smoothing: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     ema: Annotated[Real, Field(ge=0, lt=1)] = 0.0
     save_minutes: Annotated[Real, Field(gt=0)] = 5.0
+    log_every: Annotated[int, Field(ge=1)] = Field(default=10, description="steps between lines of metrics.jsonl")
     keep: Annotated[int, Field(ge=1)] = 2
     processes: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="how many must run; another number stops the run before it starts"
@@ -274,6 +293,18 @@ class Config(Strict):
     model: Model = Model()
     training: Training = Training()
     generation: Generation = Generation()
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> Config:
+        vision, needed = self.model.vision, self.data.channels
+        if self.start is None and "channels" not in vision.model_fields_set:
+            vision.__dict__["channels"] = needed  # not marked as set: it goes on following the data section
+        if self.start is None and vision.channels != needed:
+            raise ValueError(
+                f"model.vision.channels: {vision.channels}, but data.windows and data.pseudo_colour make {needed}; "
+                "leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Config:

@@ -1,8 +1,8 @@
 """One process or many: what a launcher asked for against what runs, and weights that are shared out over processes.
 
-`vlm train` runs as it is, under `accelerate launch`, or under `torchrun`. Weights can be sharded in two ways: by
-Accelerate (FSDP2 or DeepSpeed, on GPUs, by launch file), or with `training.shard`, which uses torch's `fully_shard` on
-GPUs and on CPUs alike.
+`vlm train` runs as it is, under `accelerate launch`, or under `torchrun`. Weights
+are sharded by torch's `fully_shard`, on GPUs and on CPUs alike: with `training.shard`, or under a launch file for FSDP.
+DeepSpeed is Accelerate's.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def make_accelerator(settings: Training) -> Accelerator:
         if count != running:
             raise InputError(
                 f"{who} asks for {count} processes and {running} {'is' if running == 1 else 'are'} running; on CPUs "
-                f"start them with: torchrun --nproc_per_node {count} -m vlm.cli.main train ..., or with "
-                "configs/accelerate/ddp_cpu.yaml"
+                f"start them with: torchrun --nproc_per_node {count} -m vlm train ..., or with "
+                "configs/accelerate/ddp.yaml"
             )
     for variable, kind in (
         ("ACCELERATE_USE_FSDP", DistributedType.FSDP),
@@ -67,7 +67,7 @@ def make_accelerator(settings: Training) -> Accelerator:
         if os.environ.get(variable, "").lower() == "true" and accelerator.distributed_type != kind:
             raise InputError(
                 f"the launch file asks for {kind.value}, which Accelerate ignores here ({accelerator.device.type}, "
-                f"{running} processes); on CPUs use a DDP launch file with --set training.shard=true"
+                f"{running} processes); on CPUs use configs/accelerate/ddp.yaml with --set training.shard=true"
             )
     wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if wanted not in ("no", "bf16") or (wanted == "bf16" and settings.dtype == "float32"):
@@ -132,6 +132,8 @@ def shard_model(model: ReportGenerator, step: nn.Module, device: torch.device) -
         raise InputError("training.shard: needs 2 processes or more; start them with accelerate launch or torchrun")
     if any(not p.is_floating_point() for p in model.parameters()):
         raise InputError("training.shard: can't share out a language model that is held in 4 or 8 bits")
+    # Sharding takes no channels-last weights.
+    step.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in decoder_layers(model.language.base):
         fully_shard(layer, mesh=mesh)
@@ -168,6 +170,26 @@ def assign(target: Tensor, value: Tensor) -> None:
     if isinstance(target, DTensor):
         value = distribute_tensor(value.to(target.device, target.dtype), target.device_mesh, target.placements)
     target.copy_(value)
+
+
+class Meeting:
+    """Where processes wait for one another after work that takes them unequal time (loading, validating, saving).
+
+    A step's own collectives give up after `training.timeout_seconds`; here one may be slow, but one that is gone is
+    noticed all the same, for its connections close.
+
+    Args:
+        minutes: to wait at most.
+    """
+
+    def __init__(self, minutes: float = 60.0) -> None:
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        self.group = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes)) if several else None
+
+    def wait(self) -> None:
+        """Returns when every process has come."""
+        if self.group is not None:
+            dist.barrier(group=self.group)
 
 
 def agree(flag: bool, device: torch.device) -> bool:

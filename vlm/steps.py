@@ -41,9 +41,17 @@ class TrainStep(nn.Module):
         output = self.model(batch, report="report" in wanted, detect="detection" in wanted)
         terms = loss_terms(output, batch, wanted, self.rules, self.smoothing)
         if losses.processes() > 1:
-            # Every process takes part in the averaging of gradients, also one that has nothing to say.
-            terms["nothing"] = output.image.logits.sum() * 0.0 + output.image.pooled.sum() * 0.0
+            # Every process gives gradients to the same weights, also where its share of the batch is silent of them.
+            terms["nothing"] = torch.stack([value.float().sum() * 0.0 for value in spoken_of(output)]).sum()
         return terms
+
+
+def spoken_of(output: ModelOutput) -> list[Tensor]:
+    """Every result that some loss may look at."""
+    image, dense = output.image, output.image.dense
+    found = [image.logits, image.pooled, output.report_logits, output.alignment]
+    found += [dense.logits, dense.quality, dense.boxes_xyxy] if dense is not None else []
+    return [value for value in found if value is not None]
 
 
 def loss_terms(

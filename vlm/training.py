@@ -1,6 +1,6 @@
 """The Accelerate loop: stages, resumption, the best checkpoint by validation.
 
-A run is a folder: `config.json` (resolved), `versions.json`, `metrics.jsonl` (a line an epoch and every tenth step),
+A run is a folder: `config.json` (resolved), `versions.json`, `metrics.jsonl` (a line an epoch and some of the steps),
 `curve.png`, `state/` (to resume), `best/` (a checkpoint). Each step seeds its own randomness from (seed, stage, step),
 so a resumed run repeats the unbroken one.
 
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -34,7 +35,7 @@ from vlm.data.examples import Example, ExampleBuilder
 from vlm.data.streaming import StreamedExamples, epoch_plan
 from vlm.models import adapters
 from vlm.optimization import Average, make_optimizer, select_parameters, set_modes, set_rate
-from vlm.processes import agree, autocast_dtype, gathered, lost, make_accelerator, shard_model, whole
+from vlm.processes import Meeting, agree, autocast_dtype, gathered, lost, make_accelerator, shard_model, whole
 from vlm.run_folder import draw_curve, own_folder
 from vlm.run_state import Position, load_state, put_back, restore, save_state, snapshot
 from vlm.steps import WEIGHT_OF, TrainStep, graph_rules, mean_terms
@@ -65,6 +66,7 @@ class Run:
     def __init__(self, config: Config, checkpoint: Checkpoint, out: Path, shared: Shared | None = None) -> None:
         self.config, self.checkpoint, self.out = config, checkpoint, out
         self.accelerator = make_accelerator(config.training)
+        self.meeting = Meeting()
         self.device = self.accelerator.device
         self.model = checkpoint.model.to(self.device)
         self.main = self.accelerator.is_main_process
@@ -85,7 +87,9 @@ class Run:
         self.validator = Validator(self.builder, validation, config, self.dtype)
         self.seed = seed
         self.step = TrainStep(self.model, graph_rules(checkpoint), config.training.label_smoothing)
-        if config.training.shard:
+        # Under a launch file for FSDP too: states and checkpoints of this code are whole.
+        self.sharded = config.training.shard or self.accelerator.distributed_type == DistributedType.FSDP
+        if self.sharded:
             shard_model(self.model, self.step, self.device)
         self.cache: FeatureCache | None = None
         self.stop = Stop()
@@ -129,6 +133,7 @@ class StageLoop:
         with gathered(run.step):
             self.maps = self._maps()
             self.cache = self._cache()
+        run.meeting.wait()
         self.step_module, self.optimizer = self._prepare()
         self.epochs = math.ceil(stage.epochs)
         sizes = [len(self._plan(epoch)[1]) for epoch in range(self.epochs)]
@@ -141,14 +146,14 @@ class StageLoop:
         """The step and the optimizer as Accelerate runs them; weights that are sharded by hand are left to their
         wrapper, and what nothing learns in is not wrapped."""
         run = self.run
-        if run.config.training.shard:
+        if run.sharded:
             return run.step, self.optimizer
         return run.accelerator.prepare(run.step, self.optimizer)  # type: ignore[no-any-return]
 
     def _maps(self) -> FrozenMaps | None:
         """The vision model's maps, kept when it does not learn and images are not varied."""
         run = self.run
-        fixed = "vision" not in self.stage.train and not run.config.data.augment
+        fixed = "vision" not in self.stage.train and not run.config.data.augment and not run.sharded
         run.validator.maps = maps = run.shared.maps_of(run.dtype, run.model.vision) if fixed else None
         return maps
 
@@ -213,7 +218,7 @@ class StageLoop:
             bar.update(
                 task, completed=position.step, info=" ".join(f"{k} {np.mean(v[-50:]):.3f}" for k, v in sums.items())
             )
-            if position.step % 10 == 0:
+            if position.step % self.run.config.training.log_every == 0:
                 rate = self.optimizer.param_groups[0]["lr"]
                 shown = {k: round(v, 5) for k, v in terms.items()}
                 self.run.log({"stage": self.stage.name, "step": position.step, "lr": float(f"{rate:.4g}"), **shown})
@@ -277,7 +282,7 @@ class StageLoop:
 
     def _clip(self, parameters: list[torch.nn.Parameter]) -> None:
         limit = self.run.config.training.clip
-        if self.run.config.training.shard:
+        if self.run.sharded:
             torch.nn.utils.clip_grad_norm_(parameters, limit)
         else:
             self.run.accelerator.clip_grad_norm_(parameters, limit)
@@ -287,6 +292,7 @@ class StageLoop:
         if self.run.validator.examples:
             with gathered(self.run.step):
                 metrics = self.run.validator.measure(self.run.model, self.stage.losses, self.cache)
+        self.run.meeting.wait()
         metrics |= {f"train_{name}": float(np.mean(values)) for name, values in terms.items()}
         choice = self.stage.choose_by
         score = -metrics.get("loss", 0.0) if choice == "loss" else metrics.get(choice, 0.0)
@@ -311,7 +317,7 @@ class StageLoop:
             save_state(run.out, position, run.model, None, None, {}, keep, run.main)
         else:
             save_state(run.out, position, run.model, self.optimizer, self.average, self.best, keep, run.main)
-        run.accelerator.wait_for_everyone()
+        run.meeting.wait()
 
 
 def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared | None = None) -> dict[str, Any]:
@@ -335,7 +341,7 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared
     run = Run(config, checkpoint, out, shared)
     if run.main:
         own_folder(out, config, resume)
-    run.accelerator.wait_for_everyone()
+    run.meeting.wait()
     resumed = load_state(out) if resume else None
     first = resumed[0].stage if resumed else 0
     if resumed and first >= len(config.training.stages):
@@ -361,14 +367,14 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared
         checkpoint.calibration.modalities = labels_by_modality(known, checkpoint.labels) | chosen
         save_checkpoint(out / "best", checkpoint, state=state)
         draw_curve(out)
-    run.accelerator.wait_for_everyone()
+    run.meeting.wait()
     run.accelerator.end_training()
     return metrics
 
 
 def whole_state(run: Run) -> dict[str, Tensor] | None:
     """All weights of a sharded model, on every process; None when nothing is sharded."""
-    if not run.config.training.shard:
+    if not run.sharded:
         return None
     return {name: whole(value).detach().cpu() for name, value in run.model.state_dict().items()}
 

@@ -21,6 +21,9 @@ def info(
     from rich.console import Console
     from rich.table import Table
 
+    from vlm.cli.progress import calm_libraries
+
+    calm_libraries()
     from vlm.adapter_folder import describe_adapter
 
     table = Table(show_header=False)

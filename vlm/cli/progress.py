@@ -8,16 +8,16 @@ from typing import Any
 
 
 @contextmanager
-def watching(total: int) -> Iterator[Callable[[Any, Any], None]]:
+def watching(total: int, shown: bool = True) -> Iterator[Callable[[Any, Any], None]]:
     """Shows how many of `total` studies are done; what it yields is called once a study.
 
-    Written to stderr, so that the output of a command can be piped.
+    Written to stderr, so that the output of a command can be piped; nothing is unless `shown`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as progress:
         task = progress.add_task("studies", total=total)
         yield lambda study, result: progress.advance(task)
 
@@ -29,6 +29,7 @@ def calm_libraries() -> None:
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

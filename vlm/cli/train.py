@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -28,8 +29,12 @@ def train(
     """Train in stages; the best model by validation is left in OUT/best."""
     from rich.console import Console
 
+    from vlm.cli.progress import calm_libraries
+
+    calm_libraries()
     from vlm.assembly import describe, starting_point
     from vlm.config import load_config
+    from vlm.training import Interrupted
     from vlm.training import train as run
 
     console = Console()
@@ -39,7 +44,13 @@ def train(
     if dry_run:
         console.print(describe(checkpoint))
         return
-    metrics = run(checkpoint, out, resume)
+    try:
+        metrics = run(checkpoint, out, resume)
+    except Interrupted as stopped:
+        Console(stderr=True, soft_wrap=True).print(str(stopped), style="yellow", markup=False, highlight=False)
+        raise typer.Exit(128 + stopped.number) from None
+    if int(os.environ.get("RANK", "0")):
+        return  # the first process speaks for all
     for stage, values in metrics.items():
         console.print(f"{stage}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()), markup=False)
     console.print(f"best checkpoint: {out / 'best'}", markup=False)
