@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
+from vlm.evaluation.ngrams import Documents
 from vlm.evaluation.resampling import Score, ratio
 from vlm.evaluation.text import TextIndex
 
@@ -42,10 +44,7 @@ def meteor(index: TextIndex, hypothesis: np.ndarray) -> Score:
         The score, whose corpus value comes from summed statistics, as METEOR's does.
     """
     documents = index.documents
-    stems, function = (
-        _stems(documents.words),
-        np.array([word in FUNCTION_WORDS for word in documents.words], dtype=bool),
-    )
+    stems, function = _words(documents)
     distinct, inverse = np.unique(
         hypothesis[index.study] * len(documents.lengths) + index.reference, return_inverse=True
     )
@@ -75,6 +74,13 @@ def meteor_of_sums(sums: np.ndarray) -> np.ndarray:
     mean = np.nan_to_num(ratio(precision * recall, ALPHA * precision + (1 - ALPHA) * recall))
     fragments = np.nan_to_num(ratio(sums[..., 7], sums[..., 6]))
     return mean * (1 - GAMMA * fragments**BETA)
+
+
+@lru_cache(maxsize=1)  # systems, floors and shuffles of a call share their documents
+def _words(documents: Documents) -> tuple[list[int], np.ndarray]:
+    """Returns each word's stem, as a number, and whether it is a function word."""
+    function = np.array([word in FUNCTION_WORDS for word in documents.words], dtype=bool)
+    return _stems(documents.words), function
 
 
 def _stems(words: Sequence[str]) -> list[int]:

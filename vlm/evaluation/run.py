@@ -270,7 +270,8 @@ def _clinical_tables(work: Work, result: Evaluation, readings: Mapping[str, Mapp
 
 def _intervals(work: Work, result: Evaluation) -> dict[tuple[str, bool], np.ndarray]:
     """Adds intervals and the scores on new studies; returns what was drawn, for the comparisons."""
-    settings, drawn = work.settings, {}
+    settings = work.settings
+    drawn: dict[tuple[str, bool], np.ndarray] = {}
     for system in result.systems:
         if result.is_new is not None and result.is_new.any():
             system.new = subset(system.scores, result.is_new)
