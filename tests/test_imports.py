@@ -45,6 +45,7 @@ TOP = (
     "doctor",
     "weightless",
     "memory",
+    "sizing",
     "fitting",
     "watching",
 )

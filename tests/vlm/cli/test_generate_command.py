@@ -16,6 +16,7 @@ from vlm.batch import Job, gather_studies, run_batch
 from vlm.cli.main import main
 from vlm.export.html import read_entries
 from vlm.pipeline import FailedStudy, GenerationSettings, Pipeline
+from vlm.report_folder import ReportFolder, claim
 from vlm.types import InputError, Report, Study
 
 KEYS = {"id", "sections", "text", "findings", "boxes", "sentences", "images", "unmet"}
@@ -100,10 +101,10 @@ def test_other_settings_are_refused_until_overwritten(pictures: Path, tmp_path: 
 class Stopping(Pipeline):
     """Ctrl-C after the first report."""
 
-    def reports(
+    def stream(
         self, studies: Any, settings: GenerationSettings | None = None
-    ) -> Iterator[tuple[Study, Report | FailedStudy]]:
-        yield next(iter(super().reports(studies, settings)))
+    ) -> Iterator[tuple[int, Study, Report | FailedStudy]]:
+        yield next(iter(super().stream(studies, settings)))
         raise KeyboardInterrupt
 
 
@@ -139,6 +140,58 @@ def test_terms_reach_the_report(pictures: Path, tiny_checkpoint_folder: Path, tm
     assert "nodule" in row["text"].lower() or row["unmet"] == ["--must nodule"]
 
 
+def test_several_reports_sampling_and_a_trace(pictures: Path, tiny_checkpoint_folder: Path, tmp_path: Path) -> None:
+    common = ("--checkpoint", tiny_checkpoint_folder, "--limit", 2)
+    assert run("generate", pictures, "--out", tmp_path / "a", *common, "--num-reports", 3, "--trace") == 0
+    rows = lines(tmp_path / "a" / "reports.jsonl")
+    assert all(set(row) == KEYS | {"alternatives"} and len(row["alternatives"]) == 2 for row in rows)
+    texts = [rows[0]["text"], *(other["text"] for other in rows[0]["alternatives"])]
+    assert len(set(texts)) == 3
+    trace = json.loads((tmp_path / "a" / "trace" / f"{rows[0]['id']}.json").read_text())
+    assert {step["section"] for step in trace["steps"]} == set(rows[0]["sections"])
+    drawn = []
+    for out, seed in (("b", 1), ("c", 1), ("d", 2)):
+        options = ("--decoding", "sample", "--temperature", 0.9, "--top-p", 0.9, "--seed", seed, "--must", "nodule")
+        assert run("generate", pictures, "--out", tmp_path / out, *common, *options) == 0
+        drawn.append(lines(tmp_path / out / "reports.jsonl"))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all("nodule" in row["text"].lower() or row["unmet"] for rows in drawn for row in rows)
+
+
+def test_constraints_from_a_file_and_beams_by_need(
+    pictures: Path, tiny_checkpoint_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "constraints.json"
+    file.write_text(json.dumps({"must_appear": [{"name": "wanted", "terms": ["small nodule", "mass"]}]}))
+    options = ("--checkpoint", tiny_checkpoint_folder, "--limit", 1, "--num-beams", "auto", "--constraints", file)
+    assert run("generate", pictures, "--out", tmp_path / "o", *options) == 0
+    (row,) = lines(tmp_path / "o" / "reports.jsonl")
+    assert any(term in row["text"].lower() for term in ("small nodule", "mass")) or row["unmet"]
+    file.write_text('{"must": []}')
+    assert run("generate", pictures, "--out", tmp_path / "p", *options) == 2
+    assert "constraints.json: constraints have an unknown key 'must'" in capsys.readouterr().err
+
+
+def test_what_processes_left_is_taken_up_by_any_number_of_them(
+    pictures: Path, tmp_path: Path, pipeline: Pipeline
+) -> None:
+    studies, whole, job = gather_studies([pictures]), Job(tmp_path / "whole"), Job(tmp_path / "out")
+    run_batch(pipeline, studies, whole)
+    claim(job, pipeline)
+    for part, own in enumerate((studies[2:], studies[1:2])):  # as two processes that were killed
+        with ReportFolder(job, pipeline, part) as folder:
+            for _, study, report in pipeline.stream(own):
+                assert isinstance(report, Report)
+                folder.write(study, report)
+    with (job.out / ".part-1.jsonl").open("a") as file:
+        file.write('{"id": "torn')
+    outcome = run_batch(pipeline, studies, job)
+    assert (outcome.reports, outcome.earlier) == (3, 2)
+    assert (job.out / "reports.jsonl").read_text() == (whole.out / "reports.jsonl").read_text()
+    assert [e["id"] for e in read_entries(outcome.page)] == [s.id for s in studies]
+    assert not list(job.out.glob(".*"))
+
+
 def test_ids_that_two_folders_share_are_told_apart(pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(pictures, tmp_path / "again")
     studies = gather_studies([pictures, tmp_path / "again", pictures], window="lung")
@@ -156,6 +209,10 @@ def test_ids_that_two_folders_share_are_told_apart(pictures: Path, tmp_path: Pat
         (("a.png", "--out", "o", "--format", "dcm"), "format 'dcm' is not known; choose auto"),
         (("a.png", "--out", "o", "--checkpoint", "empty"), "is not a checkpoint: checkpoint.json is missing"),
         (("a.png", "--out", "o", "--split", "val"), "val"),
+        (("a.png", "--out", "o", "--temperature", "0.5"), "temperature and top_p are for decoding 'sample'"),
+        (("a.png", "--out", "o", "--decoding", "greedy", "--num-reports", "2"), "greedy decoding has one report"),
+        (("a.png", "--out", "o", "--num-beams", "2", "--num-reports", "3"), "3 reports of 2 beams"),
+        (("a.png", "--out", "o", "--constraints", "none.json"), "none.json: cannot be read"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
