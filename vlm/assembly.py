@@ -32,7 +32,7 @@ def starting_point(config: Config, start: Path | None) -> Checkpoint:
     if start is not None:
         checkpoint = load_checkpoint(start)
         # A resolved configuration is written beside the run: it must name the model that is trained.
-        checkpoint.config = _over(checkpoint.config, config)
+        checkpoint.config = over(checkpoint.config, config)
         return checkpoint
     try:
         graph = KnowledgeGraph.load(config.model.knowledge.graph)
@@ -45,7 +45,7 @@ def starting_point(config: Config, start: Path | None) -> Checkpoint:
     )
 
 
-def _over(old: Config, new: Config) -> Config:
+def over(old: Config, new: Config) -> Config:
     """The new run's configuration on the checkpoint's model: how a study is shown to the model, and how reports are
     written, stay as the checkpoint learnt them wherever the new configuration says nothing."""
     shown = {
@@ -53,6 +53,12 @@ def _over(old: Config, new: Config) -> Config:
         for name in type(old.data).model_fields
         if name not in ("train", "validation") and name not in new.data.model_fields_set
     }
+    channels, needed = old.model.vision.channels, new.data.model_copy(update=shown).channels
+    if channels != needed:
+        raise InputError(
+            f"data.windows and data.pseudo_colour make {needed} channels, the checkpoint's model takes {channels}; "
+            "leave them out, or train without start"
+        )
     generation = {name: value for name, value in new.generation if name in new.generation.model_fields_set}
     return new.model_copy(
         update={

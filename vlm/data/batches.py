@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vlm.data.augment import augment
+from vlm.data.channels import as_channels
 from vlm.data.examples import Example, ExampleBuilder
-from vlm.types import CachedFeatures, StudyBatch
+from vlm.types import CachedFeatures, Modality, StudyBatch
 
 
 class Collator:
@@ -58,7 +59,7 @@ class Collator:
         counts = [len(e.pixels) for e in examples]
         return StudyBatch(
             ids=tuple(e.id for e in examples),
-            pixel_values=None if self.skip_pixels else torch.from_numpy(pixels).unsqueeze(1).float().div_(255),
+            pixel_values=None if self.skip_pixels else torch.from_numpy(pixels).float().div_(255),
             image_study=torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(counts)),
             image_slot=torch.cat([torch.arange(n) for n in counts]),
             view=torch.from_numpy(np.concatenate([e.view for e in examples])),
@@ -79,10 +80,13 @@ class Collator:
         if self.skip_pixels:
             return np.zeros(0, np.uint8), boxes
         images = [image for e in examples for image in e.pixels]
+        config = self.builder.config
+        coloured = [config.pseudo_colour and e.modality is Modality.XRAY for e in examples for _ in e.pixels]
         if self.augment_images:
             varied = [augment(i, b, self.rng) for i, b in zip(images, boxes, strict=True)]
             images, boxes = [v[0] for v in varied], [v[1] for v in varied]
-        return np.stack(images), boxes
+        shown = [as_channels(i, config.channels, c) for i, c in zip(images, coloured, strict=True)]
+        return np.stack(shown), boxes
 
     def _prompt(self, example: Example) -> list[int]:
         clinical = {} if self.clinical_dropout and self.rng.random() < self.clinical_dropout else example.clinical

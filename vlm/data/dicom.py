@@ -23,15 +23,21 @@ import cv2
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
 from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
 )
 
 from vlm.data.dicom_tags import (
@@ -49,6 +55,7 @@ from vlm.data.dicom_tags import (
     view_of,
     window_of_file,
 )
+from vlm.data.jpeg2000 import decode_reduced, size_marker
 from vlm.data.sizes import check_size
 from vlm.data.windows import MODEL_CT_WINDOW, apply_range, apply_window, window_of
 from vlm.types import InputError, Modality, StudyImage
@@ -56,6 +63,7 @@ from vlm.types import InputError, Modality, StudyImage
 MAX_INFLATED = 1 << 30
 MAX_FRAMES = 100_000
 MAX_WHOLE = 1 << 28  # larger files are read frame by frame
+JPEG_2000 = (JPEG2000, JPEG2000Lossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL)
 # What pydicom and its decoders raise on bytes that make no sense.
 BROKEN = (
     ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, NotImplementedError, RuntimeError,
@@ -87,14 +95,23 @@ class SliceHeader:
     uid: str | None = None
 
 
-def read_dicom(path: Path, window: tuple[float, float] | str | None = None, frame: int | None = None) -> StudyImage:
+def read_dicom(
+    path: Path,
+    window: tuple[float, float] | str | None = None,
+    frame: int | None = None,
+    ct_window: tuple[float, float] = MODEL_CT_WINDOW,
+    least: int | None = None,
+) -> StudyImage:
     """Reads one frame of a DICOM file.
 
     Args:
         path: DICOM file, with or without preamble.
         window: (centre, width) in the unit of the values after rescaling (HU for CT), or a name of `WINDOWS` (CT only);
-            None for the model's window for CT, and for the file's own for all others.
+            None for `ct_window` for CT in Hounsfield units, and for the file's own for all others.
         frame: from 0; None for the middle one.
+        ct_window: see there.
+        least: pixels of the longer side that are enough: JPEG 2000 is then decoded at reduced resolution, and the
+            image's `full_size` says what boxes count in.
 
     Returns:
         Pixels (H, W) float32 in [0, 1] in radiological display, with view, modality and spacing where tags tell.
@@ -108,7 +125,11 @@ def read_dicom(path: Path, window: tuple[float, float] | str | None = None, fram
         index = count // 2 if frame is None else frame
         if not 0 <= index < count:
             raise InputError(f"{path}: has no frame {index}; it has {count}, counted from 0")
-        pixels = _shown(path, header, _stored(path, header, index), index, window)
+        if window is None and _in_hounsfield(header, index):
+            window = ct_window
+        stored = None if least is None else _reduced(header, index, least)
+        full_size = None if stored is None else (int(header.Columns), int(header.Rows))
+        pixels = _shown(path, header, _stored(path, header, index) if stored is None else stored, index, window)
         mirrored, upside_down = flips_of(header, index)
         if mirrored or upside_down:
             pixels = np.ascontiguousarray(pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
@@ -120,6 +141,7 @@ def read_dicom(path: Path, window: tuple[float, float] | str | None = None, fram
             spacing_mm=spacing_of(header, index),
             window=window,
             frame=index if count > 1 else None,
+            full_size=full_size,
         )
 
 
@@ -232,6 +254,22 @@ def _stored(path: Path, header: Dataset, index: int) -> np.ndarray:
     return array
 
 
+def _reduced(header: Dataset, index: int, least: int) -> np.ndarray | None:
+    """Stored values of a grey JPEG 2000 frame at reduced resolution; None for anything else, which is decoded in
+    full and says there what is wrong."""
+    try:
+        if header.file_meta.TransferSyntaxUID not in JPEG_2000 or "PixelData" not in header or palette_of(header):
+            return None
+        frame = get_frame(header.PixelData, index, number_of_frames=count_of_frames(header))
+        size = size_marker(frame)
+        signed = bool(number(header, "PixelRepresentation"))
+        if size is None or (size.width, size.height, size.signed) != (header.Columns, header.Rows, signed):
+            return None
+        return decode_reduced(frame, least)
+    except BROKEN:
+        return None
+
+
 def _shown(
     path: Path, header: Dataset, stored: np.ndarray, index: int, window: tuple[float, float] | str | None
 ) -> np.ndarray:
@@ -272,9 +310,6 @@ def _windowed(
         stored, slope, intercept = apply_modality_lut(stored, header), None, None
     rescaled = slope is not None and intercept is not None and slope != 0
     a, b = (float(slope), float(intercept)) if rescaled else (1.0, 0.0)  # type: ignore[arg-type]
-    hounsfield = modality_of(header) is Modality.CT and rescaled and (text(transform, "RescaleType") or "HU") == "HU"
-    if window is None and hounsfield:
-        window = MODEL_CT_WINDOW
     if window is not None:
         return _apply(stored, a, b, *window_of(window))
     voi = functional(header, index, "FrameVOILUTSequence")
@@ -294,6 +329,17 @@ def _windowed(
     seen = stored if padding is None else stored[~padding]
     low, high = np.percentile(seen, (0.1, 99.9)) if seen.size else (0, 0)
     return apply_range(stored if a > 0 else -stored.astype(np.float32), *((low, high) if a > 0 else (-high, -low)))
+
+
+def _in_hounsfield(header: Dataset, index: int) -> bool:
+    """Whether a CT's values become Hounsfield units by slope and intercept."""
+    if modality_of(header) is not Modality.CT or items(header, "ModalityLUTSequence"):
+        return False
+    if number(header, "SamplesPerPixel") not in (None, 1) or palette_of(header):
+        return False  # a picture of a CT
+    transform = functional(header, index, "PixelValueTransformationSequence")
+    slope, intercept = number(transform, "RescaleSlope"), number(transform, "RescaleIntercept")
+    return bool(slope) and intercept is not None and (text(transform, "RescaleType") or "HU") == "HU"
 
 
 def _apply(stored: np.ndarray, slope: float, intercept: float, centre: float, width: float) -> np.ndarray:
@@ -316,6 +362,8 @@ def _padding(header: Dataset, stored: np.ndarray) -> np.ndarray | None:
         value -= 2 ** (stored.dtype.itemsize * 8)  # a signed value that was written as unsigned
     low, high = sorted((value, value if limit is None else limit))
     mask = (stored >= low) & (stored <= high)
+    if stored.shape != (header.Rows, header.Columns):  # reduced: values beside the padding are mixed with it
+        mask = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
     return mask if mask.any() and not mask.all() else None
 
 

@@ -9,7 +9,7 @@ Shapes: V views, S pixels of the square, F findings, K box classes, n boxes, R r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +19,11 @@ from knowledge.extraction import Mention, ReportReader, label_mentions
 from knowledge.graph import KnowledgeGraph
 from knowledge.ontology import Certainty, Kind
 from vlm.config import Data
-from vlm.data.images import check_image, load_image
+from vlm.data.channels import load_channels
+from vlm.data.images import check_image
 from vlm.data.transforms import Placement, letterbox
 from vlm.data.views import choose_views as choose_views
+from vlm.data.windows import window_of
 from vlm.types import InputError, Modality, Study, View
 
 VIEWS = tuple(View)
@@ -33,8 +35,8 @@ class Example:
     """One study, ready to be batched.
 
     Args:
-        id: `Study.id`. size: S. pixels: (V, S, S) uint8. view: (V,) index into `View`. chosen: (V,) index into
-            `Study.images`.
+        id: `Study.id`. size: S. pixels: (V, S, S) uint8, or (V, C, S, S) of C windows.
+        view: (V,) index into `View`. chosen: (V,) index into `Study.images`.
         placements: where each image lies in its square.
         modality: for the prompt. clinical: text of the prompt. report_ids, report_labels, report_weights: (R,).
         finding_targets: (F,) 1, 0 or NaN. boxes_xyxy, box_classes: per view (n, 4) and (n,). box_known: (V, K).
@@ -87,6 +89,7 @@ class ExampleBuilder:
         self.labels, self.box_labels = tuple(labels), tuple(box_labels)
         self.reader = ReportReader(graph)
         self.concept_weight, self.unwritten, self.view = concept_weight, unwritten, view
+        self.windows = tuple(window_of(w) for w in config.windows)
         self.named = {name: frozenset(graph.views.get(view, {}).get(name, (name,))) for name in self.labels}
         self.closures = closures(graph, self.named)
         self.coverage = coverage(self.closures, self.named) | self._coverage_of_concepts()
@@ -118,28 +121,35 @@ class ExampleBuilder:
         chosen = choose_views(study.images, most or self.config.max_views)
         if not chosen:
             raise InputError(f"study {study.id}: has no image")
-        images = [load_image(study.images[i]) for i in chosen]
+        modality_size = self._size_of(study.images[i].modality for i in chosen)
+        read = [load_channels(study.images[i], self.windows, modality_size) for i in chosen]
+        images = [image for image, _ in read]
         modality = next((i.modality for i in images if i.modality), Modality(self.config.default_modality))
-        sizes = self.config.image_size
-        size = sizes.get(modality.value, sizes.get("default", 256))
+        size = self._size_of([modality]) or 256
         pixels, placements = [], []
-        for image in images:
+        for image, channels in read:
             assert image.pixels is not None
             check_image(image.pixels, str(image.path.name if image.path else study.id))
-            square, placement = letterbox(image.pixels, size)
-            pixels.append(np.round(square * 255).astype(np.uint8))
-            placements.append(placement)
+            squares = [letterbox(channel, size, full_size=image.full_size) for channel in channels]
+            pixels.append(np.stack([np.round(square * 255).astype(np.uint8) for square, _ in squares]))
+            placements.append(squares[0][1])
         boxes, classes, known = self._boxes(study, chosen, placements)
         report = {k: v for k, v in (study.report or {}).items() if k in self.config.report_sections and v.strip()}
         ids, targets, weights = self._tokens(report)
         return Example(
-            id=study.id, size=size, pixels=np.stack(pixels), chosen=chosen, placements=tuple(placements),
+            id=study.id, size=size, pixels=_stacked(pixels), chosen=chosen, placements=tuple(placements),
             view=np.array([VIEWS.index(i.view or View.OTHER) for i in images]), modality=modality,
             clinical={k: study.clinical[k] for k in self.config.clinical_sections if study.clinical.get(k)},
             first_section=next(iter(report), self.config.report_sections[0]),
             report_ids=ids, report_labels=targets, report_weights=weights, finding_targets=self.targets(study),
             boxes_xyxy=boxes, box_classes=classes, box_known=known,
         )  # fmt: skip
+
+    def _size_of(self, modalities: Iterable[Modality | None]) -> int | None:
+        """Pixels of the model's square for the first modality that is known; None when none is."""
+        sizes = self.config.image_size
+        known = next((m for m in modalities if m), None)
+        return None if known is None else sizes.get(known.value, sizes.get("default", 256))
 
     def targets(self, study: Study) -> np.ndarray:
         """(F,) what is known of each label: people's labels first, then the report's own words; uncertain is
@@ -234,6 +244,12 @@ class ExampleBuilder:
             classes.append(np.array([self.box_labels.index(b.label) for b in here], np.int64))
             known[slot, classes[-1]] = True
         return tuple(boxes), tuple(classes), known
+
+
+def _stacked(pixels: list[np.ndarray]) -> np.ndarray:
+    """Images (1, S, S) or (C, S, S) as (V, S, S), or as (V, C, S, S) when one has several channels."""
+    most = max(len(p) for p in pixels)
+    return np.concatenate(pixels) if most == 1 else np.stack([np.broadcast_to(p, (most, *p.shape[1:])) for p in pixels])
 
 
 def looked_for(study: Study, box_labels: Sequence[str]) -> list[int]:

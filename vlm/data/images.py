@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vlm.data.sizes import MAX_PIXELS, MIN_SIDE, check_size
+from vlm.data.windows import MODEL_CT_WINDOW
 from vlm.types import InputError, StudyImage
 
 MAX_RATIO = 1100
@@ -26,13 +27,21 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 _MAGIC = {b"PAR1": "PARQUET", b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 
 
-def read_image(path: Path, window: tuple[float, float] | str | None = None, frame: int | None = None) -> StudyImage:
+def read_image(
+    path: Path,
+    window: tuple[float, float] | str | None = None,
+    frame: int | None = None,
+    ct_window: tuple[float, float] = MODEL_CT_WINDOW,
+    least: int | None = None,
+) -> StudyImage:
     """Reads one image file.
 
     Args:
         path: PNG, JPEG or TIFF (8 or 16 bit), DICOM, or NIfTI.
         window: (centre, width), or a name of `vlm.data.windows.WINDOWS`; None for the reader's default.
         frame: which frame or slice of a multi-frame file or volume; None for the middle one.
+        ct_window: of CT in Hounsfield units when no window is asked for.
+        least: pixels of the longer side that are enough: JPEG 2000 may then be decoded at reduced resolution.
 
     Returns:
         The image with pixels (H, W) float32 in [0, 1], and view, modality and spacing as far as the file tells.
@@ -45,20 +54,25 @@ def read_image(path: Path, window: tuple[float, float] | str | None = None, fram
     if kind == "DICOM":
         from vlm.data.dicom import read_dicom
 
-        return read_dicom(path, window, frame)
+        return read_dicom(path, window, frame, ct_window, least)
     if kind == "NIFTI":
         from vlm.data.nifti import read_nifti_slice
 
-        return read_nifti_slice(path, window, frame)
+        return read_nifti_slice(path, window, frame, ct_window)
     if kind == "PARQUET":
         from vlm.data.shards import read_packed
 
-        return read_packed(path, window, frame)
+        return read_packed(path, window, frame, ct_window)
     return StudyImage(path=path, pixels=_read_picture(path, kind))
 
 
-def load_image(image: StudyImage) -> StudyImage:
+def load_image(
+    image: StudyImage, ct_window: tuple[float, float] = MODEL_CT_WINDOW, least: int | None = None
+) -> StudyImage:
     """Returns the image with its pixels read; what the study says of view, modality and spacing wins over the file.
+
+    Args:
+        image: with a path or pixels. ct_window, least: as in `read_image`.
 
     Raises:
         InputError: as `read_image`; and for an image with neither path nor pixels.
@@ -67,7 +81,11 @@ def load_image(image: StudyImage) -> StudyImage:
         return image
     if image.path is None:
         raise InputError("an image of the study has neither a path nor pixels")
-    read = _projected(image) if image.slab else read_image(image.path, image.window, image.frame)
+    read = (
+        _projected(image, ct_window)
+        if image.slab
+        else read_image(image.path, image.window, image.frame, ct_window, least)
+    )
     assert read.pixels is not None
     return replace(
         read,
@@ -80,15 +98,15 @@ def load_image(image: StudyImage) -> StudyImage:
         view=image.view or read.view,
         modality=image.modality or read.modality,
         spacing_mm=image.spacing_mm or read.spacing_mm,
-        window=image.window,
+        window=image.window or read.window,
     )
 
 
-def _projected(image: StudyImage) -> StudyImage:
+def _projected(image: StudyImage, ct_window: tuple[float, float]) -> StudyImage:
     """The middle slice of a slab with the maximum of all its slices."""
     read: StudyImage | None = None
     for path, frame in image.slab:
-        part = read_image(path, image.window, frame)
+        part = read_image(path, image.window, frame, ct_window)
         if read is None or read.pixels is None:
             read = part
             continue

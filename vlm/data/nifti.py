@@ -33,14 +33,18 @@ _BROKEN = (
 
 
 def read_nifti_slice(
-    path: Path, window: tuple[float, float] | str | None = None, frame: int | None = None
+    path: Path,
+    window: tuple[float, float] | str | None = None,
+    frame: int | None = None,
+    ct_window: tuple[float, float] = MODEL_CT_WINDOW,
 ) -> StudyImage:
     """Reads one axial slice of a NIfTI volume.
 
     Args:
         path: `.nii` or `.nii.gz`, two to four dimensions (of a series the first volume).
-        window: (centre, width) or a name of `WINDOWS`; None for the model's CT window when the slice holds values of
-            CT air, and for the 0.1 to 99.9 percent range of the slice otherwise.
+        window: (centre, width) or a name of `WINDOWS`; None for `ct_window` when the slice holds values of CT
+            air, and for the 0.1 to 99.9 percent range of the slice otherwise.
+        ct_window: see there.
         frame: slice from the feet up, from 0; None for the middle one.
 
     Returns:
@@ -71,8 +75,10 @@ def read_nifti_slice(
     zooms = image.header.get_zooms()
     spacing = (float(zooms[axes[1]]), float(zooms[axes[0]]))
     modality = Modality.CT if values.size and values.min() < _AIR else None
-    if window is not None or modality is Modality.CT:
-        pixels = apply_window(values, *(MODEL_CT_WINDOW if window is None else window_of(window)))
+    if window is None and modality is Modality.CT:
+        window = ct_window
+    if window is not None:
+        pixels = apply_window(values, *window_of(window))
     else:
         pixels = apply_range(values, *np.percentile(values, (0.1, 99.9)))
     return StudyImage(

@@ -132,12 +132,17 @@ def shard_mark(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def read_packed(path: Path, window: tuple[float, float] | str | None, frame: int | None) -> StudyImage:
+def read_packed(
+    path: Path,
+    window: tuple[float, float] | str | None,
+    frame: int | None,
+    ct_window: tuple[float, float] = MODEL_CT_WINDOW,
+) -> StudyImage:
     """Reads one image of a shard.
 
     Args:
         path: of the shard. frame: the image's number in it.
-        window: for images that are kept in Hounsfield units.
+        window: for images that are kept in Hounsfield units; None for `ct_window`.
 
     Raises:
         InputError: no shard, cut, or no such image.
@@ -150,7 +155,10 @@ def read_packed(path: Path, window: tuple[float, float] | str | None, frame: int
         group = int(np.searchsorted(shard.starts, frame, side="right")) - 1
         data, in_hu = CACHE.get(shard, group)
         at = frame - int(shard.starts[group])
-        return StudyImage(path=path, pixels=decode(data[at].as_buffer(), in_hu[at], window, str(path)), frame=frame)
+        if window is None and in_hu[at]:
+            window = ct_window
+        pixels = decode(data[at].as_buffer(), in_hu[at], window, str(path))
+        return StudyImage(path=path, pixels=pixels, frame=frame, window=window if in_hu[at] else None)
     except (OSError, pa.ArrowException, KeyError, IndexError) as error:
         line = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: the shard is cut or broken ({line}); run vlm data prepare again") from None

@@ -55,26 +55,30 @@ class Placement:
         return boxes.clip(0, np.array([self.width, self.height] * 2, np.float32))
 
 
-def letterbox(pixels: np.ndarray, size: int, fill: float = 0.0) -> tuple[np.ndarray, Placement]:
+def letterbox(
+    pixels: np.ndarray, size: int, fill: float = 0.0, full_size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, Placement]:
     """Scales an image into a square without changing its proportions, centred, the rest filled with black.
 
     Args:
         pixels: (H, W) float32 in [0, 1].
         size: side of the square in pixels.
         fill: value outside the image.
+        full_size: (width, height) that boxes count in, when the pixels were decoded at reduced resolution.
 
     Returns:
         (size, size) float32, and the placement that maps boxes.
     """
-    height, width = pixels.shape
+    width, height = full_size or pixels.shape[::-1]
     scale = size / max(height, width)
     placement = Placement(scale, 0, 0, width, height)
     inner_w, inner_h = placement.inner
     pad_x, pad_y = (size - inner_w) // 2, (size - inner_h) // 2
     placement = Placement(scale, pad_x, pad_y, width, height)
     # Area averaging when shrinking: linear interpolation would drop small calcifications between its samples.
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    inner = pixels if scale == 1 else cv2.resize(pixels, (inner_w, inner_h), interpolation=method)
+    method = cv2.INTER_AREA if max(inner_w, inner_h) < max(pixels.shape) else cv2.INTER_LINEAR
+    fits = pixels.shape == (inner_h, inner_w)
+    inner = pixels if fits else cv2.resize(pixels, (inner_w, inner_h), interpolation=method)
     if (inner_w, inner_h) == (size, size):
         return np.ascontiguousarray(inner, dtype=np.float32), placement
     square = np.full((size, size), fill, dtype=np.float32)

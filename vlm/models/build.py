@@ -64,7 +64,8 @@ def build_model(
                 language = add_adapter(base, AdapterSpec(a.type, a.r, a.alpha, a.dropout, a.targets, a.tokens))
         head, tail = frame(tokenizer, config.language.frame)
         weights = resolve_weights(config) if vision_weights else None
-        backbone = build_backbone(config.vision.name, weights, config.vision.options, image_size)
+        inputs = max(3, config.vision.channels) if config.vision.channels != 2 else 2
+        backbone = build_backbone(config.vision.name, weights, config.vision.options, image_size, inputs)
     except ValueError as error:
         raise InputError(str(error)) from None
     unknown = [name for name in config.detection.labels if name not in labels]
@@ -73,9 +74,9 @@ def build_model(
             f"model.detection.labels: {unknown[0]!r} is not in the view {config.knowledge.view!r}: {', '.join(labels)}"
         )
     if config.vision.freeze_norm:
-        fold_norms(backbone, 64)
+        fold_norms(backbone, 64, inputs)
     try:
-        vision = VisionEncoder(backbone, config.vision.mean, config.vision.std, config.vision.freeze_norm)
+        vision = VisionEncoder(backbone, config.vision.mean, config.vision.std, config.vision.freeze_norm, inputs)
     except ValueError as error:
         raise InputError(f"model.vision.name {config.vision.name!r}: {error}") from None
     model = _compose(config, graph, labels, vision, LanguageModel(language, head, tail), tokenizer)
@@ -185,7 +186,7 @@ def trainable(model: ReportGenerator, part: str, frozen_stages: int = 0) -> list
             if model.vision.freeze_norm
             else []
         )
-        frozen = {id(p) for p in early_layers(model.vision.backbone, frozen_stages)} | {
+        frozen = {id(p) for p in early_layers(model.vision.backbone, frozen_stages, model.vision.inputs)} | {
             id(p) for m in norms for p in m.parameters()
         }
         model.vision.requires_grad_(False)

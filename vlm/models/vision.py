@@ -18,6 +18,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 STRIDES = (8, 16, 32)
@@ -29,13 +30,14 @@ class VisionEncoder(nn.Module):
     Args:
         backbone: a timm model made with `features_only=True`.
         mean, std: normalisation of grey levels in [0, 1], as the backbone's weights expect.
+        inputs: channels that the backbone takes; a grey image stands in all of them.
         freeze_norm: keeps batch normalisation in evaluation mode, for weights into which it was folded and for small
             batches.
     """
 
-    def __init__(self, backbone: nn.Module, mean: float, std: float, freeze_norm: bool) -> None:
+    def __init__(self, backbone: nn.Module, mean: float, std: float, freeze_norm: bool, inputs: int = 3) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.inputs = backbone, inputs
         self.mean, self.std = mean, std
         self.freeze_norm = freeze_norm
         reductions = backbone.feature_info.reduction()  # type: ignore[union-attr, operator]
@@ -54,8 +56,8 @@ class VisionEncoder(nn.Module):
         self.strides, self.channels = STRIDES, tuple(own)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """Grey images (B, 1, H, W) in [0, 1] -> one map (B, C_s, H/s, W/s) a stride of 8, 16, 32."""
-        x = ((pixel_values - self.mean) / self.std).expand(-1, 3, -1, -1)  # (B, 3, H, W), a view: no copy
+        """Images (B, 1 or C, H, W) in [0, 1] -> one map (B, C_s, H/s, W/s) a stride of 8, 16, 32."""
+        x = ((pixel_values - self.mean) / self.std).expand(-1, self.inputs, -1, -1)  # a view: no copy
         maps = self.backbone(x)
         if self.pyramid_of_one is not None:
             return self.pyramid_of_one(maps[-1])  # type: ignore[no-any-return]
@@ -91,7 +93,7 @@ class SimplePyramid(nn.Module):
         return [self.up(x), x, nn.functional.max_pool2d(x, 2)]
 
 
-def build_backbone(name: str, weights: str | None, options: dict, image_size: int) -> nn.Module:
+def build_backbone(name: str, weights: str | None, options: dict, image_size: int, inputs: int = 3) -> nn.Module:
     """Makes the timm model.
 
     Args:
@@ -100,6 +102,7 @@ def build_backbone(name: str, weights: str | None, options: dict, image_size: in
             None.
         options: keyword arguments of `timm.create_model`.
         image_size: pixels, for models that fix it at construction.
+        inputs: channels; weights of a first layer for three are spread over any other number, as timm does.
 
     Raises:
         ValueError: no such model or file, or a file that is not of this model.
@@ -109,7 +112,7 @@ def build_backbone(name: str, weights: str | None, options: dict, image_size: in
         raise ValueError(f"timm knows no model {name!r}" + (f"; near: {', '.join(near)}" if near else ""))
     extra = {"img_size": image_size, "dynamic_img_size": True} if name.startswith(("vit_", "deit", "eva")) else {}
     backbone = timm.create_model(
-        name, pretrained=weights == "pretrained", features_only=True, in_chans=3, **{**extra, **options}
+        name, pretrained=weights == "pretrained", features_only=True, in_chans=inputs, **{**extra, **options}
     )
     if weights and weights != "pretrained":
         load_backbone_weights(backbone, Path(weights))
@@ -124,6 +127,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
     wanted = backbone.state_dict()
     prefix = "model." if any(k.startswith("model.") for k in wanted) else ""
     state = {prefix + k: v for k, v in state.items() if prefix + k in wanted}
+    state = {k: _fitted(v, wanted[k].shape) for k, v in state.items()}
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     wrong = [k for k, v in state.items() if v.shape != wanted[k].shape]
     if missing or wrong:
@@ -131,8 +135,14 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
     backbone.load_state_dict(state, strict=False)
 
 
+def _fitted(weight: Tensor, shape: torch.Size) -> Tensor:
+    """The first layer's weights for another number of input channels than three."""
+    same = weight.ndim == 4 and (weight.shape[0], *weight.shape[2:]) == (shape[0], *shape[2:])
+    return adapt_input_conv(shape[1], weight) if same and weight.shape[1] == 3 != shape[1] else weight
+
+
 @torch.no_grad()
-def fold_norms(backbone: nn.Module, image_size: int) -> int:
+def fold_norms(backbone: nn.Module, image_size: int, inputs: int = 3) -> int:
     """Folds frozen batch normalisation into the convolution before it: w' = w * g / sqrt(v + eps), b' = b - m * g /
     sqrt(v + eps).
 
@@ -140,12 +150,13 @@ def fold_norms(backbone: nn.Module, image_size: int) -> int:
     registration and kept only when the folded network answers as before.
 
     Args:
-        backbone: changed in place. image_size: pixels of the trial image.
+        backbone: changed in place. image_size, inputs: pixels and channels of the trial image.
 
     Returns:
         How many layers were folded; 0 when the order misled and nothing was changed.
     """
-    trial = torch.linspace(-1, 1, 3 * image_size * image_size).view(1, 3, image_size, image_size).sin()
+    shape = (1, inputs, image_size, image_size)
+    trial = torch.linspace(-1, 1, inputs * image_size * image_size).view(shape).sin()
     backbone.eval()
     before = backbone(trial)
     layers = [(n, m) for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
@@ -174,13 +185,13 @@ def fold_norms(backbone: nn.Module, image_size: int) -> int:
     return 0
 
 
-def early_layers(backbone: nn.Module, stages: int) -> list[nn.Parameter]:
+def early_layers(backbone: nn.Module, stages: int, inputs: int = 3) -> list[nn.Parameter]:
     """Parameters of everything up to the map of the given stage (1 is stride 4 of a convolutional network), found by
     what a map of that stage depends on. Early layers hold edges and textures, cost most to differentiate, and gain
     least."""
     if stages == 0:
         return []
-    probe = backbone(torch.zeros(1, 3, 64, 64))[stages - 1].sum()
+    probe = backbone(torch.zeros(1, inputs, 64, 64))[stages - 1].sum()
     wanted = [p for p in backbone.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(probe, wanted, allow_unused=True)
     return [p for p, g in zip(wanted, gradients, strict=True) if g is not None]

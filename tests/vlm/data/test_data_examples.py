@@ -14,7 +14,7 @@ from knowledge.graph import KnowledgeGraph
 from knowledge.ontology import Certainty
 from vlm.config import Data
 from vlm.data.examples import ExampleBuilder, choose_views, looked_for
-from vlm.types import Finding, Study, StudyImage, View
+from vlm.types import Box, Finding, Study, StudyImage, View
 
 BOXES = ("nodule", "mass")
 PRESENT, ABSENT, UNCERTAIN = Certainty.PRESENT, Certainty.ABSENT, Certainty.UNCERTAIN
@@ -171,7 +171,9 @@ def test_slices_of_one_view_are_spread() -> None:
 def test_classes_that_somebody_looked_for(tmp_path: Path) -> None:
     study = Study("s", [], boxes=(), findings=(Finding("mass", ABSENT), Finding("nodule", UNCERTAIN)))
     assert looked_for(study, BOXES) == [1]
-    assert looked_for(replace(study, findings=(Finding("nodule", PRESENT),)), BOXES) == [0]
+    boxed = replace(study, boxes=(Box((0, 0, 4, 4), "nodule"),), findings=(Finding("nodule", PRESENT),))
+    assert looked_for(boxed, BOXES) == [0]
+    assert looked_for(replace(boxed, boxes=()), BOXES) == [], "present without a box: somewhere"
     assert looked_for(replace(study, boxes=None), BOXES) == []
     for name in ("normal", "normal / no indexing"):
         healthy = replace(study, boxes=None, findings=(Finding(name, PRESENT),))
