@@ -47,7 +47,8 @@ def prepare(
         window_of(window)
     pairs = [(path, format) for path in dict.fromkeys(sources)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    shown = Console(stderr=True)
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
         task = progress.add_task("indexing" if index_only else "preparing", total=None)
         if index_only:
             done = write_index(pairs, out, overwrite, lambda count: progress.update(task, completed=count))

@@ -38,7 +38,8 @@ def validate(
     console = Console()
     studies = read_studies(source, format, split)[:limit]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    shown = Console(stderr=True)
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as progress:
         task = progress.add_task("reading images", total=len(studies))
 
         def watch(count: int) -> None:
