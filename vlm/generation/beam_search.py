@@ -138,6 +138,8 @@ class _Beams:
         batch, vocabulary = logits.shape
         width, device = settings.num_beams, logits.device
         self.settings, self.tracker = settings, tracker
+        # One beam is greedy search, which ends at the first end token whatever the mode.
+        self.first_wins = settings.early_stopping is True or width == 1
         self.ends = torch.zeros(vocabulary, dtype=torch.bool, device=device)
         self.ends[list(settings.eos_token_ids)] = True
         if judges is not None:
@@ -205,7 +207,7 @@ class _Beams:
         if self.tracker is not None and offers.tracked is not None:
             unmet = self.tracker.unmet(offers.tracked, ~self.ends[offers.tokens])
             scores = scores + self.tracker.count(unmet) * UNMET
-        full = self.finished.all(-1, keepdim=True) & (settings.early_stopping is True)
+        full = self.finished.all(-1, keepdim=True) & self.first_wins
         scores = scores + (full | ~self.hopeful | ~ended) * NEVER
         scores, order = torch.cat([self.finished_scores, scores], 1).topk(settings.num_beams)
         grown = self.running.tokens.gather(
@@ -250,7 +252,7 @@ class _Beams:
 
     def done(self) -> bool:
         """Whether no study can get a better answer."""
-        stopped = bool(self.finished.all()) and self.settings.early_stopping is True
+        stopped = bool(self.finished.all()) and self.first_wins
         return self.all_hit or stopped or not bool(self.hopeful.any())
 
     def answers(self) -> list[list[Candidate]]:

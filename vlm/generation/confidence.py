@@ -17,6 +17,9 @@ from knowledge.ontology import Certainty
 from vlm.generation.structuring import Structurer, calibrated
 from vlm.types import InputError, Sentence
 
+RIDGE = 1e-3
+"""Keeps the fit finite where every sentence is right."""
+
 
 def sentence_outcomes(
     sentences: Iterable[Sentence], reference: str, structurer: Structurer, section: str = "findings"
@@ -77,15 +80,23 @@ def fit_confidence(confidence: Sequence[float], right: Sequence[bool], steps: in
     n_right = hit.sum()
     target = np.where(hit > 0, (n_right + 1) / (n_right + 2), 1 / (len(p) - n_right + 2))
     weights = np.array([1.0, 0.0])
+    loss = _loss(inputs, target, weights)
     for _ in range(steps):
-        guess = 1 / (1 + np.exp(-inputs @ weights))
-        gradient = inputs.T @ (guess - target) + 1e-3 * weights
-        hessian = (inputs * (guess * (1 - guess))[:, None]).T @ inputs + 1e-3 * np.eye(2)
+        guess = 1 / (1 + np.exp(-np.clip(inputs @ weights, -30, 30)))
+        gradient = inputs.T @ (guess - target) + RIDGE * weights
+        hessian = (inputs * (guess * (1 - guess))[:, None]).T @ inputs + RIDGE * np.eye(2)
         step = np.linalg.solve(hessian, gradient)
-        weights = weights - step
-        if np.abs(step).max() < 1e-9:
+        while (next_loss := _loss(inputs, target, weights - step)) > loss and np.abs(step).max() > 1e-9:
+            step = step / 2  # a whole step overshoots where confidences are extreme
+        weights, loss = weights - step, next_loss
+        if np.abs(step).max() < 1e-8:
             break
     return float(weights[0]), float(weights[1])
+
+
+def _loss(inputs: np.ndarray, target: np.ndarray, weights: np.ndarray) -> float:
+    score = inputs @ weights
+    return float((np.logaddexp(0.0, score) - target * score).sum() + RIDGE / 2 * weights @ weights)
 
 
 def cross_fitted(confidence: Sequence[float], right: Sequence[bool], groups: Sequence[int]) -> list[float]:

@@ -102,21 +102,28 @@ def compile_template(template: str, table: TokenTable) -> Frame:
     layout = parse_template(template)
     fixed = [text.encode() for text in layout.fixed]
     for text in fixed:
-        if text and table.greedy(text) is None:
+        if text and table.greedy(_bare(text)) is None:
             raise InputError(f"template: the tokenizer can't write {text.decode()!r}: change it")
     fill = fillers(table, 3)
-    costs = [len(table.greedy(text) or ()) for text in fixed]
+    costs = [_cost(text, table) for text in fixed]
     rest = [sum(1 + costs[later + 1] for later in range(slot, len(layout.slots))) for slot in range(len(fixed))]
     maker = _Maker(table)
     head = fixed[0]
-    heads = [maker.add(-1, len(table.greedy(head[at:]) or ()) + rest[0], head[at:], ()) for at in range(len(head))]
+    heads = [
+        maker.add(-1 if _bare(head[at:]) else 0, _cost(head[at:], table) + rest[0], head[at:], fill)
+        for at in range(len(head))
+    ]
+    spaced = maker.add(-1, costs[0] + rest[0], head, ()) if head else None
     starts, ids = [], []
     for slot, text in enumerate(fixed[1:]):
         own = {}
         for filled in (False, True):
             for at in range(max(1, len(text))):
-                left = len(table.greedy(text[at:]) or ()) if filled else 1 + costs[slot + 1]
-                state = maker.add(slot, left + rest[slot + 1], text[at:] if filled else b"", () if filled else fill)
+                left = _cost(text[at:], table) if filled else 1 + costs[slot + 1]
+                # With only its space left the fixed text is written: what follows belongs to the next slot.
+                place = slot + int(filled and at > 0 and not _bare(text[at:]) and slot + 1 < len(layout.slots))
+                ahead = text[at:] if filled else b""
+                state = maker.add(place, left + rest[slot + 1], ahead, fill if text or not filled else ())
                 own[filled, at] = state
                 maker.final[state] = filled and not text and slot + 1 == len(layout.slots)
         starts.append(own[False, 0])
@@ -126,8 +133,10 @@ def compile_template(template: str, table: TokenTable) -> Frame:
     moves = np.zeros((len(maker.need), 257), dtype=np.int64)
     for at, state in enumerate(heads):
         moves[state, head[at]] = heads[at + 1] if at + 1 < len(heads) else starts[0]
-    if heads:
-        moves[heads[0], 32] = heads[0] if head[:1] != b" " else moves[heads[0], 32]
+    if spaced is not None:  # a text may begin with the space that some tokenizers put there
+        moves[spaced, head[0]] = moves[heads[0], head[0]]
+        if head[:1] != b" ":
+            moves[heads[0], 32] = spaced
     for slot, own in enumerate(ids):
         _slot_moves(moves, own, fixed[slot + 1], starts[slot + 1] if slot + 1 < len(starts) else end)
     moves[end, [9, 10, 13, 32]] = end
@@ -148,16 +157,26 @@ class _Maker:
         self.final = {LOST: False}
 
     def add(self, slot: int, need: int, text: bytes, fill: tuple[int, ...]) -> int:
-        """A state from which `text` is to be written, or one of the tokens `fill`."""
-        greedy = (self.table.greedy(text) or [])[:1] if text else []
-        own = self.table.encode(text.decode(errors="ignore")) if text else []
-        if own and self.table.write(own) == text:
-            greedy = [*greedy, own[0]]
+        """A state from which `text` is to be written, or one of the tokens `fill` where only its space is left."""
+        bare = _bare(text)
+        tokens = list(self.table.greedy(bare) or [])[:1]
+        own = self.table.encode(bare.decode(errors="ignore")) if bare else []
+        if own and self.table.write(own) == bare:
+            tokens.append(own[0])
         self.need.append(need)
         self.slot.append(slot)
-        self.tokens.append(tuple(dict.fromkeys([*greedy, *fill])))
+        self.tokens.append(tuple(dict.fromkeys(tokens or fill)))
         self.final[len(self.need) - 1] = False
         return len(self.need) - 1
+
+
+def _bare(text: bytes) -> bytes:
+    """Fixed text without the space behind it, which the next slot's first token brings along."""
+    return text.rstrip(b" ")
+
+
+def _cost(text: bytes, table: TokenTable) -> int:
+    return len(table.greedy(_bare(text)) or ())
 
 
 def fillers(table: TokenTable, most: int = 12) -> tuple[int, ...]:

@@ -102,14 +102,16 @@ def _breaks(
     mine[first_word] = boundary
     mine &= ~child
     breaks = np.zeros((states, width), dtype=bool)
+    leaves = np.ones((states, width), dtype=bool)  # goes on with no beginning of a term
     paid = own & (settled | (ending & ~owed))
+    begun = owed | first_word
     for level in automaton.levels:
         fails = automaton.fails[level]
-        suffix = breaks[fails]
-        has_own = (owed | first_word)[level]
-        # Where a shorter beginning is owed too, either may follow; what a complete term holds owes nothing.
-        both = np.where(suffix.any(1)[:, None], mine[level] & suffix, mine[level])
-        breaks[level] = np.where(has_own[:, None], both, np.where(paid[level][:, None], False, suffix))
+        mine_here = begun[level][:, None]
+        # Where a shorter beginning stands at the text's end too, either may follow.
+        leaves[level] = np.where(mine_here, ~child[level] & leaves[fails], leaves[fails])
+        inherited = np.where(paid[level][:, None], False, breaks[fails])
+        breaks[level] = np.where(mine_here, mine[level] & leaves[fails], inherited)
         complete = (ending & owed)[level]
         breaks[level[complete]] = mine[level[complete]]
     breaks[:, -1] = False

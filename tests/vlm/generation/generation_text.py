@@ -38,7 +38,7 @@ def sentence_piece() -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     specials = ["<pad>", "<s>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    letters = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,-▁"]
+    letters = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,-:\n▁"]
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=specials[:4], initial_alphabet=letters)
     tokenizer.train_from_iterator(
         [word for report in REPORTS * 5 for word in (" " + report).replace(" ", " ▁").split(" ")], trainer
