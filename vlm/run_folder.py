@@ -15,6 +15,12 @@ from vlm.types import InputError
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "timm", "bitsandbytes", "datasets", "numpy")
 
 
+FREE = {
+    f"training.{name}" for name in ("save_minutes", "log_every", "keep", "processes", "timeout_seconds", "shard")
+}
+"""Settings that change nothing of what a run computes, and may differ when it is resumed."""
+
+
 def own_folder(out: Path, config: Config, resume: bool) -> None:
     """Keeps the resolved configuration and the versions beside the run.
 
@@ -26,7 +32,7 @@ def own_folder(out: Path, config: Config, resume: bool) -> None:
     mine = config.model_dump(mode="json")
     if resume and path.is_file() and (out / "state" / "latest.json").is_file():
         theirs, ours = flat(json.loads(path.read_text(encoding="utf-8"))), flat(mine)
-        different = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
+        different = sorted(k for k in {*theirs, *ours} - FREE if theirs.get(k) != ours.get(k))
         if different:
             shown = ", ".join(f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} here" for k in different[:5])
             more = f", and {len(different) - 5} more" if len(different) > 5 else ""

@@ -35,7 +35,18 @@ from vlm.data.examples import Example, ExampleBuilder
 from vlm.data.streaming import StreamedExamples, epoch_plan
 from vlm.models import adapters
 from vlm.optimization import Average, make_optimizer, select_parameters, set_modes, set_rate
-from vlm.processes import Meeting, agree, autocast_dtype, gathered, lost, make_accelerator, shard_model, whole
+from vlm.processes import (
+    Meeting,
+    Watch,
+    agree,
+    autocast_dtype,
+    gathered,
+    gone,
+    lost,
+    make_accelerator,
+    shard_model,
+    whole,
+)
 from vlm.run_folder import draw_curve, own_folder
 from vlm.run_state import Position, load_state, put_back, restore, save_state, snapshot
 from vlm.steps import WEIGHT_OF, TrainStep, graph_rules, mean_terms
@@ -67,6 +78,7 @@ class Run:
         self.config, self.checkpoint, self.out = config, checkpoint, out
         self.accelerator = make_accelerator(config.training)
         self.meeting = Meeting()
+        self.watch = Watch(config.training.timeout_seconds, out)
         self.device = self.accelerator.device
         self.model = checkpoint.model.to(self.device)
         self.main = self.accelerator.is_main_process
@@ -368,6 +380,7 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared
         save_checkpoint(out / "best", checkpoint, state=state)
         draw_curve(out)
     run.meeting.wait()
+    run.watch.end()
     run.accelerator.end_training()
     return metrics
 
@@ -458,10 +471,7 @@ def explained(number: int, stage: Stage, out: Path) -> Iterator[None]:
                 f"vlm doctor CONFIG says what fits"
             ) from error
         if lost(error):
-            raise InputError(
-                f"another process of this run is gone ({' '.join(text.split())[:120]}); its last state is in {out}, "
-                "start all of them again to go on"
-            ) from error
+            raise InputError(gone(error, out)) from error
         raise
 
 
