@@ -32,6 +32,7 @@ TOP = (
     "demo_scores",
     "team",
     "seeing",
+    "explaining",
     "assembly",
     "validation",
     "training_data",

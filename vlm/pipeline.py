@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from vlm.adapter_folder import apply_adapter
 from vlm.checkpoint import Checkpoint, load_checkpoint
 from vlm.data.batches import Collator, move
 from vlm.data.examples import ExampleBuilder
+from vlm.explaining import Explainer
 from vlm.generation.structuring import withhold
 from vlm.models.detection import select_boxes
 from vlm.request import GenerationSettings
@@ -71,6 +73,11 @@ class Pipeline:
         checkpoint = load_checkpoint(folder)
         return cls(checkpoint if adapter is None else apply_adapter(checkpoint, adapter))
 
+    @cached_property
+    def explainer(self) -> Explainer:
+        """Made when first asked for: it encodes the graph without each edge in turn."""
+        return Explainer(self.checkpoint)
+
     def reports(
         self, studies: Iterable[Study], settings: GenerationSettings | None = None
     ) -> Iterator[tuple[Study, Report | FailedStudy]]:
@@ -100,6 +107,8 @@ class Pipeline:
         with.
         """
         settings = settings or GenerationSettings()
+        if settings.explain:
+            _ = self.explainer  # made here: studies are looked at by several threads
         size = settings.batch_size or self.checkpoint.config.generation.batch_size
         incoming = enumerate(studies)
         waiting: list[Draft] = []
@@ -158,6 +167,8 @@ class Pipeline:
                 batch.pixel_values = torch.full_like(batch.pixel_values, 0.5)
             image = self.model.encode(batch)
             (seen,) = self.seer.see(image, batch, [example], settings.attention)
+            if settings.explain:
+                seen.explanation = self.explainer.explain(image, example, seen)
             image.dense, batch.pixel_values = None, None  # no longer needed, and large
             return self.writer.draft(index, example, seen, image, batch, settings)
         except InputError as error:
@@ -171,7 +182,7 @@ class Pipeline:
             report = Report(
                 study.id, draft.written, self.writer.structurer.sentences(draft.written, seen.evidence),
                 self.seer.findings(seen, draft.example), seen.boxes, seen.attention, draft.unmet,
-                trace={"steps": draft.trace} if settings.trace else None,
+                trace={"steps": draft.trace} if settings.trace else None, explanation=seen.explanation,
             )  # fmt: skip
             reports.append(report if settings.abstain is None else withhold(report, settings.abstain))
         return replace(reports[0], alternatives=tuple(reports[1:]))

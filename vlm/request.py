@@ -29,7 +29,7 @@ class GenerationSettings:
         temperature, top_p: of sampling; None for the checkpoint's.
         seed: of everything that is drawn.
         num_reports: reports a study; those after the first are its alternatives.
-        trace: keep what the beams did.
+        trace: keep what the beams did. explain: say of each finding what moved it (`vlm.explaining`).
         constraints: the user's own, for every study, added to those of its findings.
 
     Raises:
@@ -51,6 +51,7 @@ class GenerationSettings:
     seed: int = 0
     num_reports: int = 1
     trace: bool = False
+    explain: bool = False
     constraints: Constraints | None = None
 
     def __post_init__(self) -> None:

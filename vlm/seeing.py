@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,11 +24,12 @@ from vlm.types import Box, Finding, StudyBatch, View
 
 @dataclass(slots=True)
 class Seen:
-    """What the image half says of one study, in plain values."""
+    """What the image half says of one study, in plain values; the explanation when it is asked for."""
 
     evidence: Evidence
     boxes: tuple[Box, ...]
     attention: dict[str, np.ndarray] = field(default_factory=dict)
+    explanation: dict[str, Any] | None = None
 
 
 class Seer:

@@ -36,6 +36,9 @@ def generate(
     trace: Annotated[
         bool, typer.Option("--trace", help="Write what the beams did to OUT/trace, a file a study.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what moved each finding, in reports.jsonl and on the page.")
+    ] = False,
     constraints: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Constraints for every report, see `vlm.generation`.")
     ] = None,
@@ -84,6 +87,7 @@ def generate(
         tuple(must or ()), tuple(must_not or ()), num_beams=_width(num_beams), batch_size=batch_size,
         max_views=None if rule is None else rule.most, abstain=abstain, decoding=decoding, temperature=temperature,
         top_p=top_p, seed=seed, num_reports=num_reports, trace=trace,
+        explain=explain,
         constraints=None if constraints is None else Constraints.load(constraints),
     )  # fmt: skip
     ranked = Pipeline.load(checkpoint, adapter) if rule is not None and rule.kind == "mls" else None

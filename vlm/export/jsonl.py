@@ -8,7 +8,8 @@
      "sentences": [{"text", "section", "labels", "boxes", "status", "confidence"}],
      "images": [{"file", "view", "modality", "width", "height", "slice"?}], "unmet": [...],
      "abstained"?: [sentences that were left out as too uncertain],
-     "alternatives"?: [{"sections", "text", "sentences", "abstained"?, "unmet"}]}
+     "alternatives"?: [{"sections", "text", "sentences", "abstained"?, "unmet"}],
+     "explanation"?: what moved each finding (`--explain`; its keys: `vlm.explaining`)}
 
 `text` is the findings section, or the impression where there is no findings section: what text metrics score.
 Alternatives are further reports of the study (`--num-reports`), which metrics pass over. Boxes are in pixels of the
@@ -74,6 +75,7 @@ def report_to_dict(report: Report, study: Study | None = None) -> dict[str, Any]
         "images": [] if study is None else [_image_to_dict(study, index) for index in range(len(study.images))],
         "unmet": list(report.unmet),
         **({"alternatives": alternatives} if alternatives else {}),
+        **({} if report.explanation is None else {"explanation": report.explanation}),
     }
 
 
@@ -166,6 +168,7 @@ def report_from_dict(row: Mapping[str, Any]) -> Report:
                 report_from_dict({**row, "abstained": (), **other, "alternatives": ()})
                 for other in row.get("alternatives", ())
             ),
+            explanation=row.get("explanation"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"report {row.get('id', '?')!r}: not a line that vlm generate writes ({error!r})") from error

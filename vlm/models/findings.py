@@ -27,6 +27,7 @@ class Evidence:
             exist.
         gate: (B, F) in (-1, 1); 1 where fusion has no gate, 0 without fusion. visual: (B, F, D) evidence before fusion.
         neighbours: (F, F), or (B, F, F) where it depends on the study; row f sums to 1: whom f hears.
+        images, mask: (B, T, D) image tokens that the findings looked at, and (B, T) which of them exist.
     """
 
     tokens: Tensor
@@ -35,6 +36,8 @@ class Evidence:
     gate: Tensor
     visual: Tensor
     neighbours: Tensor
+    images: Tensor
+    mask: Tensor
 
 
 class FindingQueries(nn.Module):
@@ -61,10 +64,16 @@ class FindingQueries(nn.Module):
     def forward(self, nodes: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Label nodes (F, D), image tokens (B, T, D), mask (B, T) True where a token exists -> evidence (B, F, D),
         attention (B, F, T)."""
-        x = (nodes + self.offset).expand(tokens.shape[0], -1, -1)
+        return self.ask((nodes + self.offset).expand(tokens.shape[0], -1, -1), tokens, mask)
+
+    def ask(self, x: Tensor, tokens: Tensor, mask: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Any questions (B, Q, D), each by itself -> evidence (B, Q, D), attention (B, Q, T); `hidden` (Q, T) is True
+        where a question may not look."""
         weights = torch.empty(0)
         for attend, norm_q, norm_m, mlp in zip(self.attention, self.norm_q, self.norm_m, self.mlp, strict=True):
-            y, weights = attend(norm_q(x), tokens, tokens, key_padding_mask=~mask, average_attn_weights=True)
+            y, weights = attend(
+                norm_q(x), tokens, tokens, key_padding_mask=~mask, average_attn_weights=True, attn_mask=hidden
+            )
             x = x + y
             x = x + mlp(norm_m(x))
         return x, weights
@@ -88,19 +97,27 @@ class KnowledgeFusion(nn.Module):
         self.node = nn.Linear(dim, dim)
 
     def hear(self, asking: Tensor, evidence: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Who asks (F, D) or (B, F, D), evidence (B, F, D), nodes (F, D) -> message (B, F, D), neighbours (F, F) or
-        (B, F, F)."""
-        similarity = self.query(asking) @ self.key(nodes).T * nodes.shape[1] ** -0.5
-        if len(nodes) > 1:
-            similarity = similarity.masked_fill(
-                torch.eye(len(nodes), dtype=torch.bool, device=nodes.device), float("-inf")
-            )
+        """Who asks (F, D) or (B, F, D), evidence (B, F, D), nodes (F, D) or (B, F, D) -> message (B, F, D), neighbours
+        (F, F) or (B, F, F)."""
+        labels, dim = nodes.shape[-2:]
+        similarity = self.query(asking) @ self.key(nodes).mT * dim**-0.5
+        if labels > 1:
+            similarity = similarity.masked_fill(torch.eye(labels, dtype=torch.bool, device=nodes.device), float("-inf"))
         neighbours = similarity.softmax(-1)
         return neighbours @ self.message(evidence) + self.node(nodes), neighbours
 
+    def asking(self, evidence: Tensor, nodes: Tensor) -> Tensor:
+        """Who asks the graph: the nodes (F, D), or the evidence (B, F, D)."""
+        return nodes
+
+    def add(self, evidence: Tensor, message: Tensor) -> tuple[Tensor, Tensor]:
+        """Evidence and message (B, F, D) -> tokens (B, F, D), gate (B, F)."""
+        raise NotImplementedError
+
     def forward(self, evidence: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, F, D), (F, D) -> tokens (B, F, D), gate (B, F), neighbours (F, F) or (B, F, F)."""
-        raise NotImplementedError
+        message, neighbours = self.hear(self.asking(evidence, nodes), evidence, nodes)
+        return *self.add(evidence, message), neighbours
 
 
 class KnowledgeGate(KnowledgeFusion):
@@ -116,11 +133,10 @@ class KnowledgeGate(KnowledgeFusion):
         self.weight = nn.Linear(2 * dim, 1, bias=False)
         nn.init.zeros_(self.weight.weight)
 
-    def forward(self, evidence: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, F, D), (F, D) -> tokens (B, F, D), gate (B, F), neighbours (F, F)."""
-        message, neighbours = self.hear(nodes, evidence, nodes)
+    def add(self, evidence: Tensor, message: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, F, D) twice -> tokens (B, F, D), gate (B, F)."""
         gate = torch.tanh(self.bias + self.weight(torch.cat([evidence, message], dim=-1)).squeeze(-1))  # (B, F)
-        return evidence + gate[..., None] * message, gate, neighbours
+        return evidence + gate[..., None] * message, gate
 
 
 class KnowledgeConcatenation(KnowledgeFusion):
@@ -133,10 +149,9 @@ class KnowledgeConcatenation(KnowledgeFusion):
             self.join.weight.copy_(torch.cat([torch.eye(dim), torch.zeros(dim, dim)], dim=1))
             self.join.bias.zero_()
 
-    def forward(self, evidence: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, F, D), (F, D) -> tokens (B, F, D), gate (B, F) of ones, neighbours (F, F)."""
-        message, neighbours = self.hear(nodes, evidence, nodes)
-        return self.join(torch.cat([evidence, message], dim=-1)), evidence.new_ones(evidence.shape[:2]), neighbours
+    def add(self, evidence: Tensor, message: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, F, D) twice -> tokens (B, F, D), gate (B, F) of ones."""
+        return self.join(torch.cat([evidence, message], dim=-1)), evidence.new_ones(evidence.shape[:2])
 
 
 class KnowledgeAttention(KnowledgeFusion):
@@ -152,10 +167,13 @@ class KnowledgeAttention(KnowledgeFusion):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, evidence: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, F, D), (F, D) -> tokens (B, F, D), gate (B, F) of ones, neighbours (B, F, F)."""
-        message, neighbours = self.hear(self.norm(evidence), evidence, nodes)
-        return evidence + self.out(message), evidence.new_ones(evidence.shape[:2]), neighbours
+    def asking(self, evidence: Tensor, nodes: Tensor) -> Tensor:
+        """The evidence (B, F, D)."""
+        return self.norm(evidence)  # type: ignore[no-any-return]
+
+    def add(self, evidence: Tensor, message: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, F, D) twice -> tokens (B, F, D), gate (B, F) of ones."""
+        return evidence + self.out(message), evidence.new_ones(evidence.shape[:2])
 
 
 FUSIONS: dict[str, type[KnowledgeFusion]] = {

@@ -84,10 +84,15 @@ class GraphEncoder(nn.Module):
             self.register_buffer(name, torch.tensor(column, dtype=torch.long), persistent=False)
         self.register_buffer("log_weight", torch.tensor(columns[3]).clamp_min(1e-4).log(), persistent=False)
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Concepts (N, D), and the last layer's attention of each edge (E,), in the order of `source` and `target`."""
+    def forward(self, without: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Concepts (N, D), and the last layer's attention of each edge (E,), in the order of `source` and `target`.
+
+        Args:
+            without: (E,) True for edges that are left out, never a concept's edge to itself; None for none.
+        """
         x = self.embedding
+        weight = self.log_weight if without is None else self.log_weight.masked_fill(without, float("-inf"))
         attention = torch.ones_like(self.log_weight)
         for layer in self.layers:
-            x, attention = layer(x, self.source, self.target, self.relation, self.log_weight)
+            x, attention = layer(x, self.source, self.target, self.relation, weight)
         return self.norm(x), attention

@@ -139,7 +139,7 @@ class ReportGenerator(nn.Module):
         else:
             fused, gate, neighbours = self.gate(visual, nodes)
         logits = self.finding_head(fused, tokens, mask).float()
-        return Evidence(fused, logits, attention, gate, visual, neighbours)
+        return Evidence(fused, logits, attention, gate, visual, neighbours, tokens, mask)
 
     def prefix(self, image: ImageOutput, batch: StudyBatch) -> tuple[Tensor, Tensor]:
         """[visual | evidence | text], padded on the left: (B, P, L) and mask (B, P)."""
