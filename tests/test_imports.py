@@ -43,6 +43,7 @@ TOP = (
     "processes",
     "steps",
     "run_folder",
+    "rewards",
     "doctor",
     "weightless",
     "memory",

@@ -207,6 +207,7 @@ class LossWeights(Strict):
     findings: Annotated[Real, Field(ge=0)] = 1.0
     implication: Annotated[Real, Field(ge=0)] = 0.1
     alignment: Annotated[Real, Field(ge=0)] = 0.1
+    reward: Annotated[Real, Field(ge=0)] = 1.0
     concept_weight: Annotated[Real, Field(ge=1)] = 1.5
 
 
@@ -219,7 +220,7 @@ class Stage(Strict):
     name: str
     epochs: Annotated[Real, Field(gt=0, le=10000)]
     train: tuple[Part, ...]
-    losses: tuple[Literal["report", "detection", "findings", "knowledge"], ...]
+    losses: tuple[Literal["report", "detection", "findings", "knowledge", "reward"], ...]
     lr: Annotated[Real, Field(gt=0, lt=1)] = 1e-3
     part_lr: dict[Part, Annotated[Real, Field(gt=0, le=10)]] = {}
     batch_size: Annotated[int, Field(ge=1)] = Field(default=16, description="studies a step, over all processes")
@@ -228,11 +229,31 @@ class Stage(Strict):
     cache_copies: Annotated[int, Field(ge=1, le=64)] = Field(
         default=1, description="variations of each image whose features are kept, when the image half is frozen"
     )
-    choose_by: Literal["loss", "auc", "map", "auc+map", "cider"] = "loss"
+    choose_by: Literal["loss", "auc", "map", "auc+map", "cider", "bleu4", "finding_f1"] = Field(
+        default="loss", description="the last three by reports written for `training.written` validation studies"
+    )
     sets: tuple[int, ...] | None = Field(default=None, description="indices into data.train; null takes all")
     patience: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="stop after so many epochs without a better validation"
     )
+
+
+class Reward(Strict):
+    """Self-critical training (a stage with the loss "reward"): draws are scored by CIDEr-D plus finding F1."""
+
+    cider: Annotated[Real, Field(ge=0)] = 1.0
+    findings: Annotated[Real, Field(ge=0)] = 1.0
+    draws: Annotated[int, Field(ge=1, le=64)] = 2
+    temperature: Annotated[Real, Field(gt=0, le=10)] = 1.0
+    baseline: Literal["greedy", "mean"] = Field(
+        default="greedy", description="what a draw is compared with: the model's greedy report, or its other draws"
+    )
+
+    @model_validator(mode="after")
+    def _others_exist(self) -> Reward:
+        if self.baseline == "mean" and self.draws < 2:
+            raise ValueError("training.reward.baseline: the mean of the other draws needs draws of 2 or more")
+        return self
 
 
 class Training(Strict):
@@ -250,12 +271,25 @@ class Training(Strict):
     processes: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="how many must run; another number stops the run before it starts"
     )
+    gradient_checkpointing: bool = Field(
+        default=False, description="keep each layer's input alone and compute the rest again: less memory, more time"
+    )
+    samples: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=0, description="validation studies whose reports are written out after each epoch that learns reports"
+    )
+    written: Annotated[int, Field(ge=1)] = Field(
+        default=64, description="validation studies that reports are written for where a stage is chosen by them"
+    )
+    trackers: tuple[str, ...] = Field(
+        default=(), description="by their names in Accelerate: tensorboard, wandb, mlflow, ..."
+    )
     shard: bool = Field(default=False, description="share weights out over the processes (torch's fully_shard)")
     timeout_seconds: Annotated[Real, Field(ge=5)] = Field(
         default=60.0, description="how long a process waits for the others before it says that one is gone"
     )
     stages: tuple[Stage, ...] = ()
     loss: LossWeights = LossWeights()
+    reward: Reward = Reward()
 
 
 class Generation(Strict):

@@ -64,6 +64,21 @@ def report_loss(logits: Tensor, index: Tensor, labels: Tensor, weights: Tensor, 
     return (nll * w).sum() / share(w.sum()).clamp_min(1e-6)
 
 
+def reward_loss(logits: Tensor, index: Tensor, labels: Tensor, advantages: Tensor) -> Tensor:
+    """Policy gradient of drawn reports: L = -sum_t A_t log p_t / T, with T the tokens that were drawn.
+
+    A drawn report that was rewarded more than the baseline (A > 0) becomes more likely, one that was rewarded less
+    becomes less so (Rennie et al. 2017, arXiv:1612.00563).
+
+    Args:
+        logits: (M, vocabulary). index: (M,) flat positions in labels. labels, advantages: (B, R); every token of a
+            report carries the report's advantage.
+    """
+    nll = F.cross_entropy(logits, labels.flatten()[index], reduction="none")
+    count = share(torch.tensor(len(index), device=logits.device))
+    return (nll * advantages.flatten()[index]).sum() / count.clamp_min(1.0)
+
+
 def finding_loss(logits: Tensor, targets: Tensor, positive_weight: Tensor | None = None) -> Tensor | None:
     """Binary cross-entropy over the labels that are known.
 

@@ -19,7 +19,7 @@ from vlm.types import StudyBatch
 
 WEIGHT_OF = {
     "report": "report", "findings": "findings", "implication": "implication", "alignment": "alignment",
-    "box_class": "detection", "box_giou": "detection", "box_quality": "detection",
+    "reward": "reward", "box_class": "detection", "box_giou": "detection", "box_quality": "detection",
 }  # fmt: skip
 """The configured weight of each named term."""
 
@@ -38,7 +38,7 @@ class TrainStep(nn.Module):
     def forward(self, batch: StudyBatch, wanted: Sequence[str]) -> dict[str, Tensor]:
         """The named terms, and, for a process whose share of the batch says nothing, "nothing": zero with a
         gradient."""
-        output = self.model(batch, report="report" in wanted, detect="detection" in wanted)
+        output = self.model(batch, report=bool({"report", "reward"} & set(wanted)), detect="detection" in wanted)
         terms = loss_terms(output, batch, wanted, self.rules, self.smoothing)
         if losses.processes() > 1:
             # Every process gives gradients to the same weights, also where its share of the batch is silent of them.
@@ -72,6 +72,10 @@ def loss_terms(
             )
         else:
             losses.share(image.logits.new_zeros(()))  # other processes may have reports
+    if "reward" in wanted and output.report_logits is not None and output.report_index is not None:
+        terms["reward"] = losses.reward_loss(
+            output.report_logits, output.report_index, batch.report_labels, batch.report_weights
+        )
     if "findings" in wanted:
         terms["findings"] = losses.finding_loss(image.logits, batch.finding_targets)
     if "detection" in wanted and image.dense is not None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from vlm.data.batches import Collator, move
 from vlm.data.examples import Example, ExampleBuilder
 from vlm.data.streaming import StreamedExamples, epoch_plan
 from vlm.models import adapters
+from vlm.models.language import UNWRITTEN
 from vlm.optimization import Average, make_optimizer, select_parameters, set_modes, set_rate
 from vlm.processes import (
     Meeting,
@@ -47,6 +49,7 @@ from vlm.processes import (
     shard_model,
     whole,
 )
+from vlm.rewards import RewardBatch, Scorer
 from vlm.run_folder import draw_curve, own_folder
 from vlm.run_state import Position, load_state, put_back, restore, save_state, snapshot
 from vlm.steps import WEIGHT_OF, TrainStep, graph_rules, mean_terms
@@ -62,6 +65,7 @@ from vlm.training_data import (
 )
 from vlm.types import InputError, StudyBatch
 from vlm.validation import Validator
+from vlm.watching import WRITTEN_METRICS, Scribe, Trackers, check_choice, check_trackers, keep_samples
 
 IMAGE_PARTS = {"vision", "pyramid", "knowledge", "detection"}
 
@@ -76,11 +80,15 @@ class Run:
 
     def __init__(self, config: Config, checkpoint: Checkpoint, out: Path, shared: Shared | None = None) -> None:
         self.config, self.checkpoint, self.out = config, checkpoint, out
+        check_trackers(config.training.trackers)
+        for stage in config.training.stages:
+            check_choice(stage)
         self.accelerator = make_accelerator(config.training)
         self.meeting = Meeting()
         self.watch = Watch(config.training.timeout_seconds, out)
         self.device = self.accelerator.device
         self.model = checkpoint.model.to(self.device)
+        self.model.language.recompute = config.training.gradient_checkpointing
         self.main = self.accelerator.is_main_process
         self.dtype = autocast_dtype(config.training.dtype, self.device)
         self.builder = ExampleBuilder(
@@ -105,15 +113,25 @@ class Run:
             shard_model(self.model, self.step, self.device)
         self.cache: FeatureCache | None = None
         self.stop = Stop()
+        self.trackers: Trackers | None = None
+        self.before = 0  # steps of earlier stages, for the trackers
+
+    @cached_property
+    def scribe(self) -> Scribe:
+        """Made when reports are first asked for."""
+        return Scribe(self.checkpoint, self.builder, self.validator.examples, self.device)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl."""
+        """Appends a line to metrics.jsonl, and tells the trackers."""
         if self.main:
             with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
+        if self.trackers is not None:
+            self.trackers.log(record["stage"], self.before + record["step"], record)
 
     def stage(self, number: int, stage: Stage, resumed: tuple[Position, dict[str, Tensor]] | None) -> dict[str, float]:
         """Trains one stage; afterwards the model is the stage's best."""
+        self.before = self.trackers.before(stage.name) if self.trackers is not None else 0
         return StageLoop(self, number, stage, resumed).fit()
 
 
@@ -150,7 +168,8 @@ class StageLoop:
         self.epochs = math.ceil(stage.epochs)
         sizes = [len(self._plan(epoch)[1]) for epoch in range(self.epochs)]
         self.total = max(1, round(sum(sizes) * stage.epochs / self.epochs))
-        self.adapting = "adapter" in stage.train and "report" in stage.losses
+        self.adapting = "adapter" in stage.train and bool({"report", "reward"} & set(stage.losses))
+        self.rewards = self._rewards()
         if self.adapting:
             adapters.set_steps(run.checkpoint.model.language.model, self.total // stage.accumulate)
 
@@ -178,7 +197,9 @@ class StageLoop:
         if IMAGE_PARTS & set(self.stage.train):
             run.cache = None
             return None
-        if set(self.stage.losses) != {"report"} or any(isinstance(s, StreamedExamples) for _, s in self.sets):
+        if not set(self.stage.losses) <= {"report", "reward"} or any(
+            isinstance(s, StreamedExamples) for _, s in self.sets
+        ):
             return None  # a streamed set may be larger than memory, and so are its features
         collate = Collator(run.builder)
         if run.cache is None or run.cache.copies != self.stage.cache_copies:
@@ -257,7 +278,7 @@ class StageLoop:
         data = run.config.data
         collate = Collator(run.builder, data.augment, data.clinical_dropout, rng, skip_pixels=self.cache is not None)
         batch = collate(examples)
-        if "report" in self.stage.losses:
+        if {"report", "reward"} & set(self.stage.losses):
             batch = with_report_column(batch, run.checkpoint.tokenizer.pad_token_id)
         if self.cache is not None:
             batch = self.cache.attach(batch, epoch)
@@ -266,7 +287,7 @@ class StageLoop:
             batch = self.maps.attach(run.model, batch)
         wanted = self.stage.losses
         with torch.autocast(run.device.type, run.dtype or torch.bfloat16, enabled=run.dtype is not None):
-            terms = self.step_module(batch, wanted)
+            terms, told = self._terms(batch, wanted)
         if not terms:
             return {}
         nothing = terms.pop("nothing", None)
@@ -290,7 +311,32 @@ class StageLoop:
                 adapters.after_step(run.checkpoint.model.language.model, (step + 1) // self.stage.accumulate - 1)
             self.optimizer.zero_grad(set_to_none=True)
             self.average.update(step)
-        return mean_terms(terms, run.device)
+        return mean_terms(terms, run.device) | told
+
+    def _terms(self, batch: StudyBatch, wanted: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The named terms, and what else the log is told."""
+        plain = tuple(name for name in wanted if name != "reward")
+        terms = self.step_module(batch, plain) if plain else {}
+        if self.rewards is None:
+            return terms, {}
+        seed = int(np.random.default_rng([self.run.seed, self.number, self.position.step]).integers(2**31))
+        drawn, told = self.rewards.draw(self.run.model, batch, seed + 1000 * self.run.accelerator.process_index)
+        return terms | self.step_module(drawn, ("reward",)), told
+
+    def _rewards(self) -> RewardBatch | None:
+        """What scores drawn reports, where the stage learns by reward."""
+        run = self.run
+        if "reward" not in self.stage.losses:
+            return None
+        if run.sharded:
+            raise InputError(f"training.stages.{self.stage.name}: reports can't be drawn while weights are sharded")
+        tokenizer, settings = run.checkpoint.tokenizer, run.config.training.reward
+        ids = [e.report_labels[e.report_labels >= 0] for _, examples in self.sets for e in examples]
+        texts = [" ".join(str(tokenizer.decode(row, skip_special_tokens=True)).split()) for row in ids]
+        scorer = Scorer(texts, run.checkpoint.graph, run.config.model.knowledge.view, settings)
+        mark = tokenizer.convert_tokens_to_ids(UNWRITTEN)
+        suppressed = [mark] if isinstance(mark, int) and mark != tokenizer.unk_token_id else []
+        return RewardBatch(scorer, tokenizer, settings, run.config.data.max_report_tokens, suppressed)
 
     def _clip(self, parameters: list[torch.nn.Parameter]) -> None:
         limit = self.run.config.training.clip
@@ -304,20 +350,48 @@ class StageLoop:
         if self.run.validator.examples:
             with gathered(self.run.step):
                 metrics = self.run.validator.measure(self.run.model, self.stage.losses, self.cache)
+                metrics |= self._written(epoch)
         self.run.meeting.wait()
+        score = self._score(metrics)
         metrics |= {f"train_{name}": float(np.mean(values)) for name, values in terms.items()}
-        choice = self.stage.choose_by
-        score = -metrics.get("loss", 0.0) if choice == "loss" else metrics.get(choice, 0.0)
         self.run.log({"stage": self.stage.name, "epoch": epoch + 1, "step": self.position.step, **metrics})
         if self.run.main:
             console.print(
                 f"{self.stage.name} {epoch + 1}/{self.epochs}: " + " ".join(f"{k} {v:.4f}" for k, v in metrics.items())
             )
-        if score > self.position.best_score or not self.best:
+        # Without validation there is nothing to choose by: the last epoch stands.
+        if score > self.position.best_score or not self.best or not self.run.validator.examples:
             self.position.best_score, self.position.best_metrics, self.position.worse = score, metrics, 0
             self.best = snapshot(self.run.model, self.groups)
         else:
             self.position.worse += 1
+
+    def _score(self, metrics: dict[str, float]) -> float:
+        """What the stage is chosen by; more is better."""
+        if not metrics:
+            return 0.0
+        choice = self.stage.choose_by
+        if choice not in metrics:
+            raise InputError(
+                f"training.stages.{self.stage.name}.choose_by: {choice!r} can't be measured: the validation studies lack "
+                "what it takes (boxes; reports of at most data.max_report_tokens); choose by loss"
+            )
+        return -metrics[choice] if choice == "loss" else metrics[choice]
+
+    def _written(self, epoch: int) -> dict[str, float]:
+        """Reports of validation studies with the current weights, and what they score; only where asked for."""
+        run, settings = self.run, self.run.config.training
+        chosen = self.stage.choose_by in WRITTEN_METRICS
+        if not {"report", "reward"} & set(self.stage.losses) or not (chosen or settings.samples):
+            return {}
+        samples = run.scribe.write(max(settings.written, settings.samples))
+        shown = samples[: settings.samples]
+        if run.main:
+            keep_samples(run.out, self.stage.name, epoch + 1, shown)
+        if run.trackers is not None:
+            texts = {f"sample {s.id}": f"{s.report}\n\n(reference) {s.reference}" for s in shown}
+            run.trackers.log(self.stage.name, run.before + self.position.step, texts)
+        return run.scribe.score(samples)
 
     def _save(self) -> None:
         self._write(self.position)
@@ -354,6 +428,7 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared
     if run.main:
         own_folder(out, config, resume)
     run.meeting.wait()
+    run.trackers = Trackers(run.accelerator, config.training.trackers, out, config)
     resumed = load_state(out) if resume else None
     first = resumed[0].stage if resumed else 0
     if resumed and first >= len(config.training.stages):

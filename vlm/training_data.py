@@ -100,7 +100,7 @@ def tell_apart(sets: Sequence[tuple[DataSet, Sequence[Example]]]) -> list[tuple[
 
 def usable(examples: Sequence[Example], losses: Sequence[str]) -> Sequence[Example]:
     """The examples that a stage with these losses learns from."""
-    if tuple(losses) != ("report",):
+    if not set(losses) <= {"report", "reward"}:
         return examples
     return (
         examples.with_reports()

@@ -76,7 +76,8 @@ class Validator:
         for indices in bucketed(self.examples, 16, None):
             batch = self.batch(model, indices, cache)
             with torch.autocast(batch.view.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-                out = model(batch, report="report" in losses, detect="detection" in losses)
+                wanted = bool({"report", "reward"} & set(losses))
+                out = model(batch, report=wanted, detect="detection" in losses)
             if out.report_logits is not None and len(out.report_logits):
                 value = report_loss(
                     out.report_logits, out.report_index, batch.report_labels, torch.ones_like(batch.report_weights)
