@@ -8,7 +8,8 @@ anywhere (its content policy forbids it).
 
 Page entry: {"id", "images": [{"src", "thumb", "width", "height", "view", "modality", "mm", "marks", "slice"}],
 "clinical", "sections", "sentences", "findings", "boxes", "unmet", "heat": {label: {"h", "w", "data": [base64 per
-image]}}, "truth"?}; a failed study's is {"id", "error"}. `mm` is the width of one displayed pixel.
+image]}}, "truth"?, "explanation"?, "trace"? (`trace_entry`)}; a failed study's is {"id", "error"}. `mm` is the width of
+one displayed pixel.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from PIL import Image
 
 from vlm.export.files import whole_file
 from vlm.export.jsonl import report_to_dict, slice_to_dict
+from vlm.export.trace_entry import trace_entry
 from vlm.types import Report, Study, StudyImage, View
 
 MARKED_VIEWS = (View.FRONTAL, View.AXIAL, View.CORONAL)
@@ -136,11 +138,29 @@ def page_entry(study: Study, report: Report, seen: Sequence[int] | None = None, 
     leading = {f.label for f in report.findings if f.probability is None or f.probability >= HEAT_FROM} | said
     return {
         **row,
+        **_explained(report, shown, renumber),
+        **({} if report.trace is None else {"trace": trace_entry(report.trace)}),
         "images": [_image_entry(study.images[index], max_side) for index in shown],
         "clinical": {k: v for k, v in study.clinical.items() if v},
         "heat": {n: _encode_heat(m, views, len(shown)) for n, m in report.attention.items() if n in leading},
         "truth": _truth(study, shown),
     }
+
+
+def _explained(report: Report, shown: Mapping[int, int], boxes: Mapping[int, int]) -> dict[str, Any]:
+    """The explanation with the page's numbers of images and boxes."""
+    if report.explanation is None:
+        return {}
+    findings = {}
+    for label, own in report.explanation["findings"].items():
+        place = own["image"]
+        findings[label] = {
+            **own,
+            "image": {**place, "image": shown[place["image"]]} if place["image"] in shown else None,
+            "views": [{**v, "image": shown[v["image"]]} for v in own["views"] if v["image"] in shown],
+            "boxes": [boxes[n] for n in own["boxes"] if n in boxes],
+        }
+    return {"explanation": {**report.explanation, "findings": findings}}
 
 
 def failure_entry(study_id: str, message: str) -> dict[str, Any]:
@@ -202,7 +222,8 @@ def write_page(
     head, _, tail = folder.joinpath("page.html").read_text(encoding="utf-8").partition("{{DATA}}")
     head = head.replace("{{TITLE}}", html.escape(title))
     head = head.replace("{{CSS}}", folder.joinpath("page.css").read_text(encoding="utf-8"))
-    tail = tail.replace("{{JS}}", folder.joinpath("page.js").read_text(encoding="utf-8"))
+    scripts = [folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.explain.js")]
+    tail = tail.replace("{{JS}}", "\n".join(scripts))
     index: list[dict[str, Any]] = []
     with whole_file(path) as file:
         file.write(head.encode("utf-8"))

@@ -6,7 +6,7 @@ const PALETTE = ["#4cc9f0", "#ffd166", "#ff8c61", "#9be564", "#c3a6ff", "#ff7fb0
 const SHOWN = 0.15;          // findings below this probability are folded away, unless they are said to be present or uncertain
 const meta = JSON.parse($("meta").textContent);
 const index = JSON.parse($("index").textContent);
-const state = { at: -1, entry: null, only: null, boxes: true, truth: false, heat: null, pinned: null, all: false };
+const state = { at: -1, entry: null, only: null, boxes: true, truth: false, heat: null, pinned: null, all: false, why: null };
 
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -54,7 +54,7 @@ function step(by) {
 function open(i) {
   if (i === state.at || !index[i]) return;
   const entry = JSON.parse($(`study-${i}`).textContent);
-  Object.assign(state, { at: i, entry, only: entry.images.length > 4 ? 0 : null, heat: null, pinned: null, all: false });
+  Object.assign(state, { at: i, entry, only: entry.images.length > 4 ? 0 : null, heat: null, pinned: null, all: false, why: null });
   [...$("list").children].forEach((li, n) => li.firstChild.setAttribute("aria-current", n === i ? "true" : "false"));
   $("list").children[i].scrollIntoView({ block: "nearest", inline: "nearest" });
   history.replaceState(null, "", `#${encodeURIComponent(entry.id)}`);
@@ -136,6 +136,7 @@ function sheet(n) {
   };
   if (state.truth && state.entry.truth) state.entry.truth.boxes.forEach((box, i) => draw(box, i, true));
   if (state.boxes) state.entry.boxes.forEach((box, i) => draw(box, i, false));
+  strongest(n, image, svg);
   const frame = make("div", { class: "cell" }, node);
   if (image.marks) node.append(make("span", { class: "mark left", title: "the patient's right" }, "R"), make("span", { class: "mark right", title: "the patient's left" }, "L"));
   const words = [image.modality, image.view].filter(Boolean).map((w) => (w === "ct" || w === "mr" || w === "us" ? w.toUpperCase() : w === "xray" ? "X-ray" : w)).concat(image.slice ? [sliceName(image.slice)] : []).join(" · ");
@@ -217,7 +218,7 @@ function report() {
     for (const [name, text] of Object.entries(entry.truth.sections)) other.append(make("h2", {}, title(name)), make("p", { class: "prose" }, text));
     texts.append(other);
   }
-  $("report").replaceChildren(...head, texts, make("h2", {}, "What the model measures"), ...findings());
+  $("report").replaceChildren(...head, texts, make("h2", {}, "What the model measures"), ...findings(), ...tracePanel());
 }
 function sentence(s, i) {
   const node = make("span", { class: `sentence ${s.status}`, role: "button", tabindex: "0", "aria-pressed": "false", "aria-controls": "tray", "data-sentence": i }, s.text);
@@ -237,7 +238,7 @@ function findings() {
   const sorted = [...entry.findings].sort((a, b) => (b.probability ?? 0) - (a.probability ?? 0));
   let shown = sorted.filter((f) => state.all || matters(f));
   if (!shown.length) shown = sorted.slice(0, 3);
-  const body = make("tbody", {}, ...shown.map((f) => row(f, truth)));
+  const body = make("tbody", {}, ...shown.flatMap((f) => (state.why === f.label ? [row(f, truth), whyPanel(f.label, truth ? 6 : 5)] : [row(f, truth)])));
   const head = make("thead", {}, make("tr", {}, ...["Finding", "Probability", "", "Says", truth ? "Reference" : null, ""].filter((t) => t !== null).map((t) => make("th", { scope: "col" }, t))));
   const nodes = [make("table", { class: "findings" }, head, body)];
   if (shown.length < sorted.length || state.all) nodes.push(make("button", { type: "button", class: "toggle more", onclick: () => { state.all = !state.all; report(); light(state.pinned); } }, state.all ? "Show the leading ones" : `Show all ${sorted.length}`));
@@ -254,7 +255,7 @@ function row(f, truth) {
     make("td", { class: "chance" }, meter(f)), make("td", { class: "number" }, percent(f.probability)),
     make("td", { class: `word ${f.certainty || ""}` }, f.certainty || "–")];
   if (truth) cells.push(make("td", { class: `word ${truth[f.label] || ""}` }, truth[f.label] || "–"));
-  cells.push(make("td", { class: "number" }, state.entry.heat[f.label] ? make("button", { type: "button", class: "heat", "aria-pressed": state.heat === f.label ? "true" : "false", "aria-label": `Heat map of ${plain(f.label)}`, onclick: () => showHeat(state.heat === f.label ? null : f.label) }, "heat") : ""));
+  cells.push(make("td", { class: "number" }, state.entry.heat[f.label] ? make("button", { type: "button", class: "heat", "aria-pressed": state.heat === f.label ? "true" : "false", "aria-label": `Heat map of ${plain(f.label)}`, onclick: () => showHeat(state.heat === f.label ? null : f.label) }, "heat") : "", whyButton(f)));
   return make("tr", { "data-label": f.label, onpointerenter: () => light({ label: f.label }), onpointerleave: () => light(state.pinned) }, ...cells);
 }
 function showHeat(label) {
@@ -322,9 +323,10 @@ function tray(what) {
 function theme(name) { document.documentElement.dataset.theme = name; try { localStorage.setItem("radscribe-theme", name); } catch (error) { /* a file: page may have no storage; the choice then lasts as long as the page */ } }
 function flip(key) { state[key] = !state[key]; views(); stage(); if (key === "truth") report(); light(state.pinned); }
 function leading() { const f = state.entry.findings.filter((x) => state.entry.heat[x.label] && x.label !== "normal").sort((a, b) => (b.probability ?? 0) - (a.probability ?? 0))[0]; return f ? f.label : null; }
-function letGo() { state.pinned = null; if (state.heat) showHeat(null); else light(null); if (document.activeElement) document.activeElement.blur(); }
+function letGo() { state.pinned = null; if (state.why) showWhy(null); if (state.heat) showHeat(null); else light(null); if (document.activeElement) document.activeElement.blur(); }
 document.addEventListener("keydown", (e) => {
   if (e.ctrlKey || e.metaKey || e.altKey || $("legend").open) return;
+  if (e.target.type === "range") return;
   if (e.target === $("search")) { if (e.key === "Escape") { $("search").value = ""; filter(); $("search").blur(); } return; }
   const keys = {
     ArrowLeft: () => step(-1), ArrowRight: () => step(1), k: () => step(-1), j: () => step(1), b: () => flip("boxes"),
