@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -70,6 +72,8 @@ BROKEN = (
     EOFError, OSError, struct.error, zlib.error, AssertionError, UnicodeError, ArithmeticError, MemoryError,
     BytesLengthException, InvalidDicomError,
 )  # fmt: skip
+_PLAIN = {(1, bits, sign): np.dtype(f"<{'i' if sign else 'u'}{bits // 8}") for bits in (8, 16) for sign in (0, 1)}
+"""(SamplesPerPixel, BitsAllocated, PixelRepresentation) of grey pixels that are read as they lie."""
 _SHORT = "less than expected"
 
 
@@ -173,18 +177,35 @@ def _along(header: Dataset, frame: int) -> float | None:
     return None if directions is None or position is None else float(np.cross(*directions) @ np.array(position))
 
 
+_LOCK = threading.Lock()
+_READING: list[logging.Logger] = []
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps pydicom's remarks away, which quote tags: its loggers inherit the level of their parent."""
-    logger = logging.getLogger("pydicom")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    """Keeps pydicom's remarks away, which quote tags. Its loggers are switched off one by one: setting the level of
+    their parent would empty the caches of every logger of the process, which takes as long as reading the header."""
+    loggers = _loggers(len(logging.root.manager.loggerDict))
+    with _LOCK:
+        _READING.extend(loggers)
+        for logger in loggers:
+            logger.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        with _LOCK:
+            for logger in loggers:
+                _READING.remove(logger)
+                logger.disabled = logger in _READING  # another thread is still reading
+
+
+@lru_cache(maxsize=1)
+def _loggers(_: int) -> list[logging.Logger]:
+    """pydicom's loggers, looked up again whenever the process has more loggers than before."""
+    known = {name: x for name, x in logging.root.manager.loggerDict.items() if isinstance(x, logging.Logger)}
+    return [logging.getLogger("pydicom"), *(x for name, x in known.items() if name.startswith("pydicom."))]
 
 
 def _parse(path: Path, pixels: bool = False) -> Dataset:
@@ -241,6 +262,8 @@ def _stored(path: Path, header: Dataset, index: int) -> np.ndarray:
             implicit, little = header.original_encoding
             explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+        if whole and (plain := _uncompressed(header, index)) is not None:
+            return plain
         name = meta.TransferSyntaxUID.name if meta.TransferSyntaxUID.is_transfer_syntax else name
         array = pixel_array(header if whole else path, index=index)
     except AttributeError:
@@ -252,6 +275,23 @@ def _stored(path: Path, header: Dataset, index: int) -> np.ndarray:
     if array.shape[:2] != (header.Rows, header.Columns):
         raise InputError(f"{path}: the pixels do not have the size that the DICOM header states")
     return array
+
+
+def _uncompressed(header: Dataset, index: int) -> np.ndarray | None:
+    """A grey little-endian frame as a view of the file's bytes: most CT is this, and pydicom's general way takes a
+    third of the whole reading. None for anything else, broken lengths among it."""
+    if header.file_meta.TransferSyntaxUID not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
+        return None
+    tags = (header.get("SamplesPerPixel"), header.get("BitsAllocated"), header.get("PixelRepresentation"))
+    if tags not in _PLAIN or "PixelData" not in header or header.Rows < 1 or header.Columns < 1:
+        return None
+    kind, data = _PLAIN[tags], header.PixelData
+    frame = header.Rows * header.Columns * kind.itemsize
+    frames = count_of_frames(header)
+    if not isinstance(data, bytes) or not frame * frames <= len(data) <= frame * frames + 1:
+        return None
+    pixels = np.frombuffer(data, kind, header.Rows * header.Columns, index * frame)
+    return pixels.reshape(header.Rows, header.Columns)
 
 
 def _reduced(header: Dataset, index: int, least: int) -> np.ndarray | None:
