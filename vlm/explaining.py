@@ -216,7 +216,7 @@ def where(x: float, y: float, view: View) -> str:
         side = ("patient's right", "midline", "patient's left")[0 if x < 0.4 else 2 if x > 0.6 else 1]
         height = ("anterior", "middle", "posterior")[min(2, int(3 * y))] if view is View.AXIAL else height
         return f"{height} third, {side}"
-    return f"{height} third of the image"
+    return f"{height} third"
 
 
 def _rounded(value: Any) -> float | None:

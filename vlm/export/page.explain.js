@@ -1,6 +1,6 @@
 // ---- what moved a finding (--explain) and how the text was found (--trace); functions only, used by page.js
 function chance(logit) { return 1 / (1 + Math.exp(-logit)); }
-function fine(p) { return p >= 0.1 && p <= 0.9 ? `${(100 * p).toFixed(1)}%` : `${(100 * p).toPrecision(2)}%`; }
+function fine(p) { return `${(100 * p).toFixed(p < 0.01 || p > 0.99 ? 2 : 1)}%`; }
 function imageName(n) {
   const image = state.entry.images[n];
   if (!image) return "an image that is not shown";
@@ -26,7 +26,7 @@ function whyPanel(label, columns) {
   const e = explanationOf(label);
   const without = (change) => `${fine(chance(e.logit))} → ${fine(chance(e.logit - change))}`;
   const lines = [], image = e.image;
-  if (image) lines.push(make("p", {}, make("b", {}, "Image. "), `It looked most at the ${image.where} of ${imageName(image.image)}: ${percent(image.share)} of its attention lies in the dashed square.`, image.change === null ? "" : ` With this place hidden: ${without(image.change)}.`));
+  if (image) lines.push(make("p", {}, make("b", {}, "Image. "), `It looked most at ${imageName(image.image)}, ${image.where}: ${percent(image.share)} of its attention lies in the dashed square.`, image.change === null ? "" : ` With this place hidden: ${without(image.change)}.`));
   if (e.views.length) lines.push(make("p", {}, e.views.map((v) => `Without ${imageName(v.image)} (${percent(v.share)} of its attention): ${without(v.change)}`).join(". ") + "."));
   if (e.boxes.length) lines.push(make("p", {}, `Boxes: ${e.boxes.map((i) => state.entry.boxes[i]).filter(Boolean).map((b) => `${plain(b.label)} ${(b.confidence ?? 0).toFixed(2)}`).join(", ")}.`));
   if (e.gate !== null) lines.push(make("p", { class: "gate" }, make("b", {}, "Gate "), make("span", { class: "effect scale1" }, make("b", { style: `${e.gate < 0 ? "right" : "left"}:50%;width:${50 * Math.abs(e.gate)}%` })), ` ${e.gate.toFixed(2)} of what the neighbours say is added`, e.fusion ? `; without any of it: ${without(e.fusion.change)}.` : "."));
@@ -37,7 +37,7 @@ function whyPanel(label, columns) {
     make("tbody", {}, ...e.neighbours.map((n) => make("tr", {},
       make("th", { scope: "row" }, n.name),
       make("td", { class: "quiet", title: n.via === "edge" ? `edge of weight ${n.weight}` : `${percent(n.weight)} of the message` }, n.via === "edge" ? n.relations.join(", ") : "what it found here"),
-      make("td", { class: "bar" }, effect(n.change, most)), make("td", { class: "number" }, without(n.change))))));
+      make("td", { class: "tug" }, effect(n.change, most)), make("td", { class: "number" }, without(n.change))))));
   if (e.neighbours.length) lines.push(table);
   const rest = e.left_out ? `${e.left_out.count} more move it by ${e.left_out.largest} log odds at most. ` : "";
   lines.push(make("p", { class: "quiet small" }, `${rest}Each line takes away one thing alone and runs the model again: the lines do not add up.`));
@@ -85,7 +85,7 @@ function tracePanel() {
     picture.node, make("div", { class: "stepper" }, make("button", { type: "button", class: "toggle", "aria-label": "Step before", onclick: by(-1) }, "‹"), slider, make("button", { type: "button", class: "toggle", "aria-label": "Next step", onclick: by(1) }, "›"), where), body];
 }
 function lineage(steps, choose) {
-  const rows = Math.max(...steps.map((s) => s.beams.length)), dx = Math.max(6, Math.min(16, 560 / steps.length)), dy = 13;
+  const rows = Math.max(...steps.map((s) => s.beams.length)), dx = Math.max(6, Math.min(16, 560 / steps.length)), dy = 18;
   const svg = document.createElementNS(SVG, "svg"), width = dx * (steps.length + 1), height = dy * rows + 16;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`); svg.setAttribute("class", "lineage"); svg.setAttribute("role", "img"); svg.setAttribute("aria-label", `${rows} beams over ${steps.length} steps`);
   svg.style.aspectRatio = `${width}/${height}`; svg.style.maxWidth = `${1.6 * width}px`;
