@@ -36,7 +36,7 @@ function whyPanel(label, columns) {
     make("thead", {}, make("tr", {}, ...["Neighbour in the graph", "Tie", "Against | for", "Without it"].map((t) => make("th", { scope: "col" }, t)))),
     make("tbody", {}, ...e.neighbours.map((n) => make("tr", {},
       make("th", { scope: "row" }, n.name),
-      make("td", { class: "quiet", title: n.via === "edge" ? `edge of weight ${n.weight}` : `${percent(n.weight)} of the message` }, n.via === "edge" ? n.relations.join(", ") : "what it found here"),
+      make("td", { class: "quiet", title: n.via === "edge" ? `edge of weight ${n.weight}` : `${percent(n.weight)} of the message` }, n.via === "edge" ? n.relations.join(", ") : "its evidence"),
       make("td", { class: "tug" }, effect(n.change, most)), make("td", { class: "number" }, without(n.change))))));
   if (e.neighbours.length) lines.push(table);
   const rest = e.left_out ? `${e.left_out.count} more move it by ${e.left_out.largest} log odds at most. ` : "";
