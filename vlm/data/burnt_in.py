@@ -26,7 +26,7 @@ def text_rows(pixels: np.ndarray) -> list[tuple[float, float, float, float]]:
     height, width = pixels.shape
     # Small images are enlarged: letters of five pixels would run into one another.
     scale = min(2.0, MAX_SIDE / max(height, width))
-    grey = np.round(pixels * 255).astype(np.uint8)
+    grey: np.ndarray = np.round(pixels * 255).astype(np.uint8)
     if scale != 1:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)

@@ -84,7 +84,8 @@ def _kept(
     """Boxes and findings of the images that are kept; indices follow."""
     if study.boxes is None:
         return None, study.findings
-    boxes, place = [], {}
+    boxes: list[Box] = []
+    place: dict[int, int] = {}
     for number, box in enumerate(study.boxes):
         if box.image not in chosen:
             continue
@@ -112,7 +113,7 @@ def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
 
 def encode(pixels: np.ndarray, bits: int) -> bytes:
     """(H, W) float32 in [0, 1] -> PNG of 8 or 16 bit grey."""
-    grey = np.round(pixels * (255 if bits == 8 else WHOLE)).astype(np.uint8 if bits == 8 else np.uint16)
+    grey: np.ndarray = np.round(pixels * (255 if bits == 8 else WHOLE)).astype(np.uint8 if bits == 8 else np.uint16)
     done, data = cv2.imencode(".png", grey)
     if not done:
         raise InputError(f"image of {pixels.shape[1]}x{pixels.shape[0]} pixels cannot be written as PNG")

@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from vlm import __version__
 from vlm.data.files import read_json, read_json_lines, write_atomic
+from vlm.data.indexing import Tally, index_row, sha256_of, write_index, write_manifest
 from vlm.data.layouts.tabular import as_record, list_in, study_of
 from vlm.data.packing import Packing, pack
 from vlm.data.parallel import Workers
-from vlm.data.prepared import FAILURES, FORMAT, INDEX, INDEX_SCHEMA, MANIFEST, PLAN, VERSION, is_prepared
+from vlm.data.prepared import FAILURES, FORMAT, INDEX, MANIFEST, PLAN, VERSION, is_prepared
 from vlm.data.shards import Packed, rows_of, schema, shard_mark, write_shard
 from vlm.data.sources import layout_of, read_studies
-from vlm.types import SECTIONS, InputError, Study
+from vlm.types import InputError, Study
 
 BLOCK = 1024
 """Studies a row group of an index without shards."""
@@ -210,7 +207,9 @@ def make_shard(task: Task) -> int:
 
 def _finish(out: Path, tasks: Sequence[Task], packing: Packing, names: list[dict[str, Any]], earlier: int) -> Outcome:
     """Index, failures and manifest; and files of an earlier set go."""
-    shards, failed, images = [], [], 0
+    shards: list[dict[str, Any]] = []
+    failed: list[tuple[str, str]] = []
+    images = 0
     tally = Tally()
     expected = {task.file for task in tasks}
     for path in (out / "data").glob("*.parquet"):
@@ -229,20 +228,20 @@ def _finish(out: Path, tasks: Sequence[Task], packing: Packing, names: list[dict
             if rows:  # a row group must not be empty, and a block belongs to a shard
                 images += mark["images"]
                 facts = {"studies": len(rows), "images": mark["images"], "bytes": path.stat().st_size}
-                shards.append({"file": task.file, **facts, "sha256": _sha256(path)})
+                shards.append({"file": task.file, **facts, "sha256": sha256_of(path)})
                 yield rows
             else:
                 path.unlink()
 
-    _write_index(out, blocks(), tally)
+    write_index(out, blocks(), tally)
     if failed:
         lines = (json.dumps({"id": name, "error": why}, ensure_ascii=False) + "\n" for name, why in failed)
         write_atomic(out / FAILURES, "".join(lines))
     if not tally.studies:
         why = f"; the first: {failed[0][1]}" if failed else ""
         raise InputError(f"{out}: no study could be prepared{why}")
-    _write_manifest(out, tally, {"sources": names, "packing": asdict(packing), "failed": len(failed)}, shards)
-    size = sum(int(str(s["bytes"])) for s in shards)
+    write_manifest(out, tally, {"sources": names, "packing": asdict(packing), "failed": len(failed)}, shards)
+    size = sum(s["bytes"] for s in shards)
     return Outcome(tally.studies, images, tuple(failed), earlier, len(shards), size)
 
 
@@ -282,11 +281,11 @@ def index_only(
         if rows:
             yield rows
 
-    _write_index(out, blocks(), tally)
+    write_index(out, blocks(), tally)
     if not tally.studies:
         raise InputError(f"{path}: holds no study")
     about = [{"name": path.resolve().name, "format": layout_of(path, format).name, "studies": tally.studies}]
-    _write_manifest(out, tally, {"sources": about, "root": str(root), "failed": 0}, [])
+    write_manifest(out, tally, {"sources": about, "root": str(root), "failed": 0}, [])
     return Outcome(tally.studies, tally.images, (), 0, 0, 0)
 
 
@@ -310,85 +309,3 @@ def _checked(file: Path) -> Iterator[dict[str, Any]]:
             raise InputError(f"{file}: line {number}: the id {study.id!r} was used before; ids must be unique")
         seen.add(key)
         yield record
-
-
-class Tally:
-    """Counts by split while an index is written, and the hash of each split's sorted ids."""
-
-    def __init__(self) -> None:
-        self.studies = self.images = 0
-        self.images_of: Counter[str] = Counter()
-        self.ids: dict[str, list[str]] = {}
-        self.patients: dict[str, set[str]] = {}
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Counts one row of the index."""
-        split = row["split"] or ""
-        self.studies += 1
-        self.images += row["images"]
-        self.images_of[split] += row["images"]
-        self.ids.setdefault(split, []).append(row["id"])
-        self.patients.setdefault(split, set()).add(row["patient"] or row["id"])
-
-    def splits(self) -> dict[str, dict[str, Any]]:
-        """By name, "" for studies without one."""
-        return {
-            name: {
-                "studies": len(ids),
-                "images": self.images_of[name],
-                "patients": len(self.patients[name]),
-                "ids_sha256": hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest(),
-            }
-            for name, ids in self.ids.items()
-        }
-
-
-def index_row(record: dict[str, Any], text: str) -> dict[str, Any]:
-    """A row of the index: what a plan of training asks of a study before it is read."""
-    images = record.get("images") or []
-    report = record.get("report") or {}
-    return {
-        "id": str(record["id"]),
-        "patient": None if record.get("patient") in (None, "") else str(record["patient"]),
-        "split": record.get("split") or None,
-        "source": record.get("source") or None,
-        "modality": next((i["modality"] for i in images if i.get("modality")), None),
-        "record": text,
-        "images": len(images),
-        **{f"{name}_chars": len(report.get(name, "").strip()) for name in SECTIONS},
-    }
-
-
-def _write_index(out: Path, blocks: Iterable[list[dict[str, Any]]], tally: Tally) -> None:
-    temporary = out / f".{INDEX}.{os.getpid()}.tmp"
-    try:
-        dictionary = ["split", "source", "modality"]
-        with pq.ParquetWriter(temporary, INDEX_SCHEMA, compression="zstd", use_dictionary=dictionary) as writer:
-            for rows in blocks:
-                for row in rows:
-                    tally.add(row)
-                writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), row_group_size=len(rows))
-        os.replace(temporary, out / INDEX)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _write_manifest(out: Path, tally: Tally, facts: dict[str, Any], shards: list[dict[str, Any]]) -> None:
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "radscribe": __version__,
-        "studies": tally.studies,
-        "images": tally.images,
-        **facts,
-        "splits": tally.splits(),
-        "index": {"file": INDEX, "sha256": _sha256(out / INDEX)},
-        "shards": shards,
-    }
-    write_atomic(out / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

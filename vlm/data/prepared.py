@@ -80,12 +80,12 @@ class PreparedSet(Sequence[Study]):
         self.manifest = read_manifest(self.store.read(MANIFEST), self.store.has(PLAN), self.name)
         self.kept = kept
         try:
-            self.index = pq.ParquetFile(self.store.open(INDEX))
+            self.table = pq.ParquetFile(self.store.open(INDEX))
         except (OSError, pa.ArrowException) as error:
             raise InputError(
                 f"{self.name}: {INDEX} is absent or broken ({_line(error)}); prepare the set again"
             ) from None
-        footer = self.index.metadata
+        footer = self.table.metadata
         self.starts = np.cumsum([0, *(footer.row_group(g).num_rows for g in range(footer.num_row_groups))])
         if int(self.starts[-1]) != self.manifest["studies"]:
             held = f"{self.starts[-1]} studies and {MANIFEST} says {self.manifest['studies']}"
@@ -128,7 +128,7 @@ class PreparedSet(Sequence[Study]):
     def columns(self, *names: str) -> pa.Table:
         """Columns of the index, a row a study."""
         try:
-            return self.index.read(columns=list(names), use_threads=False)
+            return self.table.read(columns=list(names), use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{self.name}: {INDEX} is broken ({_line(error)}); prepare the set again") from None
 
@@ -140,7 +140,7 @@ class PreparedSet(Sequence[Study]):
         found = self._blocks.pop(block, None)
         if found is None:
             try:
-                found = self.index.read_row_group(block, columns=["record"], use_threads=False)["record"].to_pylist()
+                found = self.table.read_row_group(block, columns=["record"], use_threads=False)["record"].to_pylist()
             except (OSError, pa.ArrowException) as error:
                 raise InputError(f"{self.name}: {INDEX} is broken ({_line(error)}); prepare the set again") from None
         self._blocks[block] = found

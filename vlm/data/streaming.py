@@ -45,7 +45,7 @@ class StreamedExamples(Sequence[Example]):
         config = builder.config
         if config.windows and studies.shards and not studies.manifest["packing"]["hu"]:
             raise InputError(f"{studies.name}: has lost what data.windows would show of CT; prepare it with --hu")
-        sections = [s for s in config.report_sections if f"{s}_chars" in studies.index.schema_arrow.names]
+        sections = [s for s in config.report_sections if f"{s}_chars" in studies.table.schema_arrow.names]
         table = studies.columns("modality", *(f"{s}_chars" for s in sections)).take(chosen)
         default = config.image_size.get("default", 256)
         # As codes of a few names: a million texts would take a tenth of a gigabyte.

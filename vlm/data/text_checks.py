@@ -122,7 +122,7 @@ class SideCheck:
 
     def __call__(self, study: Study) -> Iterator[Issue]:
         """One issue for each label whose side is the other one in the report."""
-        stated = {(f.label, f.side) for f in study.findings or () if f.side in _OPPOSITE and _present(f.certainty)}
+        stated = {(f.label, str(f.side)) for f in study.findings or () if f.side in _OPPOSITE and _present(f.certainty)}
         stated |= {(box.label, side) for box in study.boxes or () if (side := side_of(box, study)) is not None}
         text = "\n".join((study.report or {}).values())
         if not stated or not text.strip():
@@ -131,7 +131,7 @@ class SideCheck:
         for mention in self.reader.read(text):
             if mention.certainty == Certainty.PRESENT:
                 said.setdefault(mention.concept, set()).add(str(mention.side))
-        for label, side in sorted((a, str(b)) for a, b in stated):
+        for label, side in sorted(stated):
             kinds = self.graph.descendants(label) if label in self.graph.concepts else frozenset((label,))
             sides = set().union(*(said.get(kind, set()) for kind in kinds))
             if sides == {_OPPOSITE[side]}:
