@@ -84,11 +84,10 @@ def tell_apart(sets: Sequence[tuple[DataSet, Sequence[Example]]]) -> list[tuple[
     out: list[tuple[DataSet, Sequence[Example]]] = []
     for source, examples in sets:
         home = f"{source.format} {source.seed}" if source.path is None else str(source.path)
-        streamed = isinstance(examples, StreamedExamples)
-        names = examples.ids() if streamed else [e.id for e in examples]
+        names = examples.ids() if isinstance(examples, StreamedExamples) else [e.id for e in examples]
         if any(owner.get(name, home) != home for name in names):
             prefix = f"{source.location().name if source.path else home}:"
-            if streamed:
+            if isinstance(examples, StreamedExamples):
                 examples = examples.renamed(prefix.__add__)
             else:
                 examples = [replace(e, id=prefix + e.id) for e in examples]
