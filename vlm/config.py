@@ -42,6 +42,8 @@ class DataSet(Strict):
     `path` is relative to `RADSCRIBE_DATA` when that is set and the path is not absolute, else to the working
     directory; of a prepared set it may be an address that fsspec knows (s3://bucket/set). `split` keeps studies of
     these splits. `weight` is how many times an epoch the set is seen; a fraction takes that share anew each epoch.
+    `slices` is which slices of volumes are kept, such as "uniform:8" (vlm/data/slices.py). `mirrored` adds the mirror
+    image of every study that has one, with left and right changed in text and labels too (vlm/data/mirror.py).
     """
 
     path: Path | None = None
@@ -51,6 +53,8 @@ class DataSet(Strict):
     limit: Annotated[int, Field(gt=0)] | None = None
     count: Annotated[int, Field(gt=0)] | None = Field(default=None, description="phantom and blank: number of studies")
     seed: int = Field(default=0, description="phantom and blank: seed")
+    slices: str | None = None
+    mirrored: bool = False
 
     def location(self) -> Path:
         """The folder or file that the set lies in."""
@@ -83,6 +87,10 @@ class Data(Strict):
     max_report_tokens: Annotated[int, Field(ge=8, le=4096)] = 160
     report_sections: tuple[str, ...] = ("findings",)
     augment: bool = True
+    cut_out: Annotated[Real, Field(ge=0, le=1)] = Field(default=0.0, description="share of images with squares cut out")
+    mixing: Annotated[Real, Field(ge=0, le=1)] = Field(
+        default=0.0, description="share of images into which somebody healthy is blended faintly"
+    )
     buffer: Annotated[int, Field(gt=0)] = Field(
         default=2048, description="studies of prepared sets that are shuffled and read at a time"
     )
@@ -200,12 +208,17 @@ class Model(Strict):
 
 
 class LossWeights(Strict):
-    """`L = report + detection + findings + knowledge`; 0 switches a term off."""
+    """`L = report + detection + findings + knowledge`; 0 switches a term off, and 1 the weight of a concept's tokens.
+
+    Knowledge is `concept_weight`, the weight of tokens inside a concept's mention; `implication` and `exclusion`, the
+    graph's rules for finding probabilities; and `alignment` of image evidence with its concept's text.
+    """
 
     report: Annotated[Real, Field(ge=0)] = 1.0
     detection: Annotated[Real, Field(ge=0)] = 1.0
     findings: Annotated[Real, Field(ge=0)] = 1.0
     implication: Annotated[Real, Field(ge=0)] = 0.1
+    exclusion: Annotated[Real, Field(ge=0)] = 0.1
     alignment: Annotated[Real, Field(ge=0)] = 0.1
     reward: Annotated[Real, Field(ge=0)] = 1.0
     concept_weight: Annotated[Real, Field(ge=1)] = 1.5

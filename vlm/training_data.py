@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from vlm.config import DataSet
+from vlm.config import DataSet, Stage
 from vlm.data.batches import Collator, bucketed, move
 from vlm.data.blank import blank_study
 from vlm.data.examples import Example, ExampleBuilder
+from vlm.data.mirror import can_be_mirrored, mirrored
 from vlm.data.phantoms.chest_ct import phantom_study
 from vlm.data.prepared import PreparedSet, is_prepared, is_url
 from vlm.data.sources import read_studies
@@ -40,7 +41,7 @@ def open_set(source: DataSet) -> tuple[str, int, Callable[[int], Study]]:
     make = MADE.get(source.format) if source.path is None else None
     if make is not None:
         return source.format, source.count or 100, partial(make, source.seed)
-    found = read_studies(source.location(), source.format)
+    found = read_studies(source.location(), source.format, slices=source.slices)
     kept = [s for s in found if source.split is None or s.split in source.split][: source.limit]
     return source.location().name, len(kept), kept.__getitem__
 
@@ -53,6 +54,8 @@ def load_examples(source: DataSet, builder: ExampleBuilder, show: bool) -> Seque
     """
     where = source.location()
     if source.path is not None and source.format in ("auto", "prepared") and (is_url(where) or is_prepared(where)):
+        if source.mirrored:
+            raise InputError(f"{where}: a prepared set is streamed, and `mirrored` is of sets in memory; leave it out")
         studies = PreparedSet(where)
         return StreamedExamples(studies, builder, choose(studies, source.split, source.limit))
     name, count, study_at = open_set(source)
@@ -60,7 +63,10 @@ def load_examples(source: DataSet, builder: ExampleBuilder, show: bool) -> Seque
     failures: list[str] = []
     for index in track(range(count), description=f"reading {name}", console=console, disable=not show, transient=True):
         try:
-            examples.append(builder.build(study_at(index)))
+            study = study_at(index)
+            examples.append(builder.build(study))
+            if source.mirrored and can_be_mirrored(study):
+                examples.append(builder.build(mirrored(study)))
         except InputError as error:
             failures.append(str(error))
     if failures and show:
@@ -106,6 +112,44 @@ def usable(examples: Sequence[Example], losses: Sequence[str]) -> Sequence[Examp
         if isinstance(examples, StreamedExamples)
         else [e for e in examples if len(e.report_ids)]
     )
+
+
+def check_losses(number: int, stage: Stage, sets: Sequence[tuple[DataSet, Sequence[Example]]], detects: bool) -> None:
+    """Every loss that a stage names must have something to learn from, and a batch must be possible.
+
+    Args:
+        number: of the stage, from 0. sets: what it learns from. detects: whether the model has a detection head.
+
+    Raises:
+        InputError: naming the loss or the key.
+    """
+    key = f"training.stages.{stage.name}"
+    studies = [examples for _, examples in sets if len(examples)]
+    if not studies:
+        raise InputError(f"{key}: no study has what its losses ({', '.join(stage.losses)}) need")
+    named = set(stage.losses)
+    if named & {"report", "reward"} and not any(len(usable(e, ("report",))) for e in studies):
+        lost = "report" if "report" in named else "reward"
+        raise InputError(f"{key}.losses: {lost!r} has nothing to learn from: no study has a report; leave it out")
+    if "findings" in named and not any((~np.isnan(t)).any() for e in studies for _, t in known_of(e)):
+        raise InputError(
+            f"{key}.losses: 'findings' has nothing to learn from: every label of every study is unknown; "
+            "give findings or reports, or leave it out"
+        )
+    if "detection" in named and not detects:
+        raise InputError(f"{key}.losses: 'detection' needs the model's detection head, which it is built without")
+    looked = (isinstance(e, StreamedExamples) or any(x.box_known.any() for x in e) for e in studies)
+    if "detection" in named and not any(looked):
+        raise InputError(
+            f"{key}.losses: 'detection' has nothing to learn from: in no study did anybody look for what it detects; "
+            "give boxes, or leave it out"
+        )
+    count = round(sum(source.weight * len(examples) for source, examples in sets))
+    if stage.batch_size > max(1, count):
+        raise InputError(
+            f"{key}.batch_size: {stage.batch_size}, but an epoch has only {count} studies to learn from; "
+            f"--set training.stages.{number}.batch_size={count}"
+        )
 
 
 def known_of(examples: Sequence[Example]) -> Iterator[tuple[Modality, np.ndarray]]:

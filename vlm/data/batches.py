@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm.data.augment import augment
+from vlm.data.augment import augment, mix
 from vlm.data.channels import as_channels
 from vlm.data.examples import Example, ExampleBuilder
 from vlm.types import CachedFeatures, Modality, StudyBatch
@@ -83,10 +83,27 @@ class Collator:
         config = self.builder.config
         coloured = [config.pseudo_colour and e.modality is Modality.XRAY for e in examples for _ in e.pixels]
         if self.augment_images:
-            varied = [augment(i, b, self.rng) for i, b in zip(images, boxes, strict=True)]
+            images = self._mixed(examples, images)
+            varied = [augment(i, b, self.rng, cuts=config.cut_out) for i, b in zip(images, boxes, strict=True)]
             images, boxes = [v[0] for v in varied], [v[1] for v in varied]
         shown = [as_channels(i, config.channels, c) for i, c in zip(images, coloured, strict=True)]
         return np.stack(shown), boxes
+
+    def _mixed(self, examples: Sequence[Example], images: list[np.ndarray]) -> list[np.ndarray]:
+        """Images, some with a faint healthy one of this batch blended in, of the same modality and view."""
+        share = self.builder.config.mixing
+        if not share or "normal" not in self.builder.labels:
+            return images
+        normal = self.builder.labels.index("normal")
+        about = [(e.modality, int(v), i.shape) for e in examples for v, i in zip(e.view, e.pixels, strict=True)]
+        owner = [number for number, e in enumerate(examples) for _ in e.pixels]
+        healthy = [i for i, number in enumerate(owner) if examples[number].finding_targets[normal] == 1]
+        out = []
+        for at, image in enumerate(images):
+            partners = [i for i in healthy if about[i] == about[at] and owner[i] != owner[at]]
+            chosen = bool(partners) and self.rng.random() < share
+            out.append(mix(image, images[partners[self.rng.integers(len(partners))]], self.rng) if chosen else image)
+        return out
 
     def _prompt(self, example: Example) -> list[int]:
         clinical = {} if self.clinical_dropout and self.rng.random() < self.clinical_dropout else example.clinical

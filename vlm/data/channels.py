@@ -45,14 +45,15 @@ def load_channels(
     Raises:
         InputError: as `load_image`.
     """
-    if not windows or image.window is not None:
+    made = image.pixels is not None and image.window in (None, MODEL_CT_WINDOW)
+    if not windows or (image.window is not None and not made):
         read = load_image(image, least=least)
         assert read.pixels is not None
         return read, [read.pixels]
     whole = hull(windows)
     read = load_image(image, whole, least)
     assert read.pixels is not None
-    if image.pixels is not None:  # made in memory with the model's window: what it cuts off is gone
+    if made:  # in memory, with the model's window: what it cuts off is gone
         units = MODEL_CT_WINDOW if image.modality is Modality.CT else None
     else:
         units = whole if read.window == whole else None

@@ -42,6 +42,8 @@ def test_windows_are_the_channels_of_a_ct(ct: Path) -> None:
         assert np.abs(channel - load_image(StudyImage(ct, window=window)).pixels).max() < 1e-5
     assert image.modality is Modality.CT
     assert len(load_channels(StudyImage(ct, window=(40, 400)), windows)[1]) == 1, "the user's window is all there is"
+    _, again = load_channels(load_image(StudyImage(ct)), windows)
+    assert np.abs(again[1] - channels[1]).max() < 1e-5, "pixels in the model's window tell what it holds"
 
 
 def test_what_has_no_units_is_grey(tmp_path: Path) -> None:
