@@ -57,6 +57,7 @@ from vlm.training_data import (
     FeatureCache,
     FrozenMaps,
     Shared,
+    check_losses,
     console,
     known_of,
     labels_by_modality,
@@ -146,10 +147,7 @@ class StageLoop:
             for index, (source, examples) in enumerate(run.sets)
             if stage.sets is None or index in stage.sets
         ]
-        if not any(len(examples) for _, examples in self.sets):
-            raise InputError(
-                f"training.stages.{stage.name}: no study has what its losses ({', '.join(stage.losses)}) need"
-            )
+        check_losses(number, stage, self.sets, run.model.detector is not None)
         self.groups = select_parameters(run.model, stage, run.config.model.vision.frozen_stages)
         if not self.groups:
             raise InputError(f"training.stages.{stage.name}: nothing to train in {', '.join(stage.train)}")
@@ -373,7 +371,7 @@ class StageLoop:
         choice = self.stage.choose_by
         if choice not in metrics:
             raise InputError(
-                f"training.stages.{self.stage.name}.choose_by: {choice!r} can't be measured: the validation studies lack "
+                f"training.stages.{self.stage.name}.choose_by: {choice!r} can't be measured: validation studies lack "
                 "what it takes (boxes; reports of at most data.max_report_tokens); choose by loss"
             )
         return -metrics[choice] if choice == "loss" else metrics[choice]
