@@ -19,7 +19,7 @@ from knowledge import tables
 from knowledge.concept_graph import ConceptGraph
 from knowledge.errors import KnowledgeError, at
 from knowledge.merging import merged
-from knowledge.ontology import Concept, Edge
+from knowledge.ontology import Concept, Edge, Relation
 from knowledge.validation import faults
 
 RESOURCES = Path(__file__).parent / "resources"
@@ -94,6 +94,11 @@ class KnowledgeGraph(ConceptGraph):
             attributes = {"relation": e.relation.value, "weight": e.weight, "provenance": e.provenance}
             graph.add_edge(e.source, e.target, key=e.relation.value, **attributes)
         return graph
+
+    @cached_property
+    def exclusion_weights(self) -> dict[tuple[str, str], float]:
+        """(source, target) of each exclusion as it stands in the graph -> its weight."""
+        return {(e.source, e.target): e.weight for e in self.edges if e.relation is Relation.EXCLUDES}
 
     def subgraph(self, ids: Iterable[str]) -> KnowledgeGraph:
         """The graph of some concepts and the edges among them; views keep the labels whose concepts all remain."""

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from knowledge.anatomy import around_place, side_of_place
 from knowledge.extraction import Mention
 from knowledge.graph import KnowledgeGraph
-from knowledge.ontology import Certainty, Relation
+from knowledge.ontology import Certainty
 
 ACUTE_WEIGHT = 0.9
 """`normal excludes X` of at least this weight says that X is acute, so that "no acute abnormality" excludes it too."""
@@ -88,7 +88,7 @@ def _denied(present: list[Mention], absent: list[Mention], graph: KnowledgeGraph
 
 
 def _exclusive(present: list[Mention], graph: KnowledgeGraph) -> Iterator[Contradiction]:
-    weights = {(e.source, e.target): e.weight for e in graph.edges if e.relation is Relation.EXCLUDES}
+    weights = graph.exclusion_weights
     for i, first in enumerate(present):
         for second in present[i + 1 :]:
             pairs = [(a, b) for a in graph.ancestors(first.concept) for b in graph.ancestors(second.concept)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 TOKEN = re.compile(r"\d+(?:\.\d+)?|[A-Za-z]+|[,;:/()]")
 _SENTENCE_END = re.compile(r"[.!?]+(?=[\s\"')\]]|$|[A-Z])|\n+")
@@ -46,6 +47,12 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     Returns:
         (start, end) spans in order, end exclusive; empty for text without a letter.
     """
+    return list(_sentence_spans(text))
+
+
+@lru_cache(maxsize=4096)
+def _sentence_spans(text: str) -> tuple[tuple[int, int], ...]:
+    """The same; remembered, for a text that grows while it is decoded is read again and again."""
     spans: list[tuple[int, int]] = []
     start = 0
     for match in _SENTENCE_END.finditer(text):
@@ -55,7 +62,7 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
         _keep(text, start, match.end(), spans)
         start = match.end()
     _keep(text, start, len(text), spans)
-    return spans
+    return tuple(spans)
 
 
 def _keep(text: str, start: int, end: int, spans: list[tuple[int, int]]) -> None:

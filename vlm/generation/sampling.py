@@ -96,7 +96,9 @@ def sample(
         done = done | ends[token]
         if last or bool(done.all()):
             break
-        logits = stepper.step(token, parents)
+        # A sample that is done follows one that goes on, so that the slots of its own path are free.
+        going = (~done).to(torch.uint8).argmax(-1, keepdim=True)
+        logits = stepper.step(token, torch.where(done, going, parents))
     tokens = torch.stack(written, dim=-1).tolist()  # (B, K, T)
     unmet = bound.names() if bound is not None else [[()] * width] * batch
     return [
