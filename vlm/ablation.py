@@ -16,7 +16,7 @@ from vlm.config import Config, lay_over
 WITHOUT: dict[str, dict[str, Any]] = {
     "knowledge": {
         "model": {"knowledge": {"enabled": False}},
-        "training": {"loss": {"implication": 0.0, "alignment": 0.0, "concept_weight": 1.0}},
+        "training": {"loss": {"implication": 0.0, "exclusion": 0.0, "alignment": 0.0, "concept_weight": 1.0}},
     },
     "hierarchy": {"model": {"hierarchy": {"enabled": False}}},
     "detection": {"model": {"detection": {"strides": [16]}}},

@@ -1,6 +1,12 @@
 """The training loss, term by term: named, unweighted, and without what is unknown.
 
-    L = report + w_box * detection + w_cls * findings + w_imp * implication + w_align * alignment
+    L = w_lm * report + w_box * detection + w_cls * findings
+        + w_imp * implication + w_exc * exclusion + w_align * alignment
+
+The knowledge term has three parts, each with a weight of its own in `training.loss`: tokens inside a concept's mention
+weigh more in `report_loss` (`concept_weight`), finding probabilities respect the graph (`implication`, `exclusion`),
+and each finding's image evidence is pulled toward its concept's text (`alignment`). Their derivations and gradients
+stand with the functions; `tests/vlm/test_loss_terms.py` works each by hand.
 
 A term that nothing in the batch speaks of is left out of the result; it is never zero by default, so a mean over
 batches is right.
@@ -52,8 +58,11 @@ def processes() -> int:
 def report_loss(logits: Tensor, index: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the report's tokens, weighted: the first part of the knowledge term lies in the weights.
 
-    Tokens inside a concept's mention carry a weight above 1, so that with w_t the weight and p_t the probability of
-    token t, L = -sum_t w_t log p_t / sum_t w_t.
+    Tokens inside a concept's mention carry the weight c = `concept_weight` >= 1, all others 1; with p_t the probability
+    of token t, L = -sum_t w_t log p_t / sum_t w_t. It is maximum likelihood on a corpus in which each concept token
+    stands c times, so c = 1 is the plain loss. Divided by sum_t w_t, the size of L does not depend on c: raising it
+    moves gradient from common words to medical ones. With z the logits and y_t the token,
+    dL/dz_tv = w_t / sum_s w_s * (p_t(v) - [v = y_t]). Own formula, after importance-weighted likelihood.
 
     Args:
         logits: (M, vocabulary). index: (M,) flat positions in labels. labels, weights: (B, R).
@@ -96,32 +105,52 @@ def finding_loss(logits: Tensor, targets: Tensor, positive_weight: Tensor | None
     return loss[known].sum() / count
 
 
-def implication_loss(logits: Tensor, implies: Tensor, excludes: Tensor) -> Tensor | None:
-    """Probabilities must respect the graph: p(child) <= p(parent), and p(a) + p(b) <= 1 for findings that exclude each
-    other.
+def implication_loss(logits: Tensor, implies: Tensor) -> Tensor | None:
+    """A child implies its parent: p(child) <= p(parent). The second part of the knowledge term, with `exclusion_loss`.
 
-    L = mean relu(p_child - p_parent) + mean relu(p_a + p_b - 1), the Lukasiewicz relaxations of both rules.
+    In Lukasiewicz logic the truth of a -> b is min(1, 1 - a + b); what it lacks to 1 is relu(a - b). Over the n edges,
+    L = mean relu(p_child - p_parent) (the distance to satisfaction of probabilistic soft logic: Bach et al. 2017,
+    arXiv:1505.04406, with weights of 1). Where the rule is broken, with p = sigmoid(z), dL/dz_child = p_child (1 -
+    p_child) / n and dL/dz_parent = -p_parent (1 - p_parent) / n; where it holds, both are 0. It needs no label: it
+    speaks of unknown findings too.
 
     Args:
-        logits: (B, F). implies: (n, 2) child and parent indices. excludes: (m, 2) pairs.
+        logits: (B, F). implies: (n, 2) child and parent indices; empty where no label lies below another.
     """
-    if not len(implies) and not len(excludes):
+    if not len(implies):
         return None
     p = logits.sigmoid()
     studies = share(torch.tensor(len(logits), device=logits.device))
-    loss = logits.new_zeros(())
-    if len(implies):
-        loss = loss + (p[:, implies[:, 0]] - p[:, implies[:, 1]]).relu().sum() / (studies * len(implies))
-    if len(excludes):
-        loss = loss + (p[:, excludes[:, 0]] + p[:, excludes[:, 1]] - 1).relu().sum() / (studies * len(excludes))
-    return loss
+    return (p[:, implies[:, 0]] - p[:, implies[:, 1]]).relu().sum() / (studies * len(implies))
+
+
+def exclusion_loss(logits: Tensor, excludes: Tensor) -> Tensor | None:
+    """Exclusive findings exclude each other: p(a) + p(b) <= 1.
+
+    In Lukasiewicz logic the truth of "a and b" is max(0, a + b - 1); what "not (a and b)" lacks to 1 is just that. Over
+    the m pairs, L = mean relu(p_a + p_b - 1) (source as in `implication_loss`). Where the rule is broken, dL/dz_a = p_a
+    (1 - p_a) / m and likewise for b: both fall, the less certain one faster; where it holds, both are 0.
+
+    Args:
+        logits: (B, F). excludes: (m, 2) pairs of indices.
+    """
+    if not len(excludes):
+        return None
+    p = logits.sigmoid()
+    studies = share(torch.tensor(len(logits), device=logits.device))
+    return (p[:, excludes[:, 0]] + p[:, excludes[:, 1]] - 1).relu().sum() / (studies * len(excludes))
 
 
 def alignment_loss(similarity: Tensor, targets: Tensor) -> Tensor | None:
     """Pulls a finding's evidence toward the text of what is true of it: its term when present, "no term" when absent.
+    The third part of the knowledge term.
 
-    Cross-entropy over 2F texts with target f for a present and F + f for an absent finding. Absent findings outnumber
-    present ones by far, so both halves are averaged apart and then together.
+    With s_fk the cosine of evidence f and text k over the temperature, and y the text that is true, the loss of one
+    finding is -log softmax_k(s_f)_y: the contrastive bound of van den Oord et al. 2018 (arXiv:1807.03748), one-sided as
+    the 2F texts are the same for every study. y = f for a present and F + f for an absent finding; unknown ones take no
+    part. Absent findings outnumber present ones by far, so with P present and A absent ones L = (sum over present / P +
+    sum over absent / A) / 2, and dL/ds_fk = (softmax_k(s_f) - [k = y]) / 2P (or 2A). With only one kind in the batch
+    the halving falls away.
 
     Args:
         similarity: (B, F, 2F) logits. targets: (B, F) 1, 0 or NaN.

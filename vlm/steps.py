@@ -18,8 +18,9 @@ from vlm.models.report_generator import ModelOutput, ReportGenerator
 from vlm.types import StudyBatch
 
 WEIGHT_OF = {
-    "report": "report", "findings": "findings", "implication": "implication", "alignment": "alignment",
-    "reward": "reward", "box_class": "detection", "box_giou": "detection", "box_quality": "detection",
+    "report": "report", "findings": "findings", "implication": "implication", "exclusion": "exclusion",
+    "alignment": "alignment", "reward": "reward",
+    "box_class": "detection", "box_giou": "detection", "box_quality": "detection",
 }  # fmt: skip
 """The configured weight of each named term."""
 
@@ -82,17 +83,24 @@ def loss_terms(
         d = image.dense
         terms |= losses.detection_loss(d.logits, d.quality, d.boxes_xyxy, d.points, d.strides, batch)
     if "knowledge" in wanted:
-        terms["implication"] = losses.implication_loss(image.logits, *(r.to(image.logits.device) for r in rules))
+        implies, excludes = (r.to(image.logits.device) for r in rules)
+        terms["implication"] = losses.implication_loss(image.logits, implies)
+        terms["exclusion"] = losses.exclusion_loss(image.logits, excludes)
         if output.alignment is not None:
             terms["alignment"] = losses.alignment_loss(output.alignment, batch.finding_targets)
     return {name: value for name, value in terms.items() if value is not None}
 
 
 def graph_rules(checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
-    """(n, 2) child and parent, and (m, 2) exclusive pairs, as indices into the label list."""
+    """(n, 2) child and parent, and (m, 2) exclusive pairs, as indices into the label list.
+
+    A label that stands for several concepts is the child of another when all of them lie below the other's.
+    """
     labels, graph = checkpoint.labels, checkpoint.graph
     at = {name: i for i, name in enumerate(labels)}
-    implies = [(at[c], at[p]) for c in labels for p in graph.ancestors(c) if p in at and p != c]
+    named = graph.views[checkpoint.config.model.knowledge.view]
+    covered = {name: frozenset[str]().union(*(graph.descendants(c) for c in named[name])) for name in labels}
+    implies = [(at[c], at[p]) for c in labels for p in labels if covered[c] < covered[p]]
     excludes = sorted({(min(at[a], at[b]), max(at[a], at[b])) for a, b in graph.exclusions() if a in at and b in at})
     return torch.tensor(implies, dtype=torch.long).view(-1, 2), torch.tensor(excludes, dtype=torch.long).view(-1, 2)
 

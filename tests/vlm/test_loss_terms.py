@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from knowledge.graph import KnowledgeGraph
 from vlm import losses
+from vlm.checkpoint import load_checkpoint
 from vlm.models.detection import locations
+from vlm.steps import graph_rules
 from vlm.types import StudyBatch
 
 NAN = float("nan")
@@ -33,33 +38,74 @@ def test_unknown_findings_take_no_part() -> None:
     assert losses.finding_loss(logits, torch.full((1, 3), NAN)) is None
 
 
-def test_implication_and_exclusion_by_hand() -> None:
-    # p = 0.9 (child), 0.5 (parent), 0.75; child implies parent, child and the third exclude each other.
-    p = torch.tensor([[0.9, 0.5, 0.75]])
-    logits = torch.logit(p).requires_grad_()
-    loss = losses.implication_loss(logits, torch.tensor([[0, 1]]), torch.tensor([[0, 2]]))
-    assert loss is not None
-    assert loss.item() == pytest.approx((0.9 - 0.5) + (0.9 + 0.75 - 1), abs=1e-6)
-    loss.backward()
-    # d/dz of sigmoid is p (1 - p): twice for the child, minus once for the parent, once for the excluded one.
+def test_gradient_of_the_concept_weight_by_hand() -> None:
+    # Two tokens over two words; z = (ln 3, 0) gives p = (3/4, 1/4), z = (0, 0) gives (1/2, 1/2). The first token lies
+    # in a mention and weighs 2: w / sum w = 2/3 and 1/3. dL/dz = w / sum w * (p - [v = y]):
+    #   first, y = 0: 2/3 * (3/4 - 1, 1/4) = (-1/6, 1/6); second, y = 1: 1/3 * (1/2, 1/2 - 1) = (1/6, -1/6).
+    logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]], requires_grad=True)
+    labels, weights = torch.tensor([[0, 1]]), torch.tensor([[2.0, 1.0]])
+    losses.report_loss(logits, torch.tensor([0, 1]), labels, weights).backward()
     assert logits.grad is not None
-    assert logits.grad.tolist()[0] == pytest.approx([2 * 0.09, -0.25, 0.1875], abs=1e-6)
+    assert logits.grad.flatten().tolist() == pytest.approx([-1 / 6, 1 / 6, 1 / 6, -1 / 6])
 
 
-def test_probabilities_that_respect_the_graph_cost_nothing() -> None:
-    logits = torch.logit(torch.tensor([[0.2, 0.5, 0.7]]))
-    loss = losses.implication_loss(logits, torch.tensor([[0, 1]]), torch.tensor([[0, 2]]))
+def test_gradient_of_the_implication_by_hand() -> None:
+    # p = 0.9 (child of both), 0.5, 0.95. 0.9 <= 0.5 is broken by 0.4, 0.9 <= 0.95 holds: L = (0.4 + 0) / 2.
+    # d sigmoid / dz = p (1 - p): child 0.09 / 2, first parent -0.25 / 2, second 0.
+    logits = torch.logit(torch.tensor([[0.9, 0.5, 0.95]])).requires_grad_()
+    loss = losses.implication_loss(logits, torch.tensor([[0, 1], [0, 2]]))
     assert loss is not None
-    assert loss.item() == 0
+    assert loss.item() == pytest.approx(0.2, abs=1e-6)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist()[0] == pytest.approx([0.045, -0.125, 0.0], abs=1e-6)
+    assert losses.implication_loss(logits, torch.empty(0, 2, dtype=torch.long)) is None
 
 
-def test_alignment_by_hand() -> None:
+def test_gradient_of_the_exclusion_by_hand() -> None:
+    # p = 0.9, 0.75, 0.05. 0.9 + 0.75 - 1 = 0.65 is too much, 0.9 + 0.05 is not: L = (0.65 + 0) / 2.
+    # Gradients p (1 - p) / 2: 0.045 for the first, 0.1875 / 2 for the second, 0 for the third.
+    logits = torch.logit(torch.tensor([[0.9, 0.75, 0.05]])).requires_grad_()
+    loss = losses.exclusion_loss(logits, torch.tensor([[0, 1], [0, 2]]))
+    assert loss is not None
+    assert loss.item() == pytest.approx(0.325, abs=1e-6)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist()[0] == pytest.approx([0.045, 0.09375, 0.0], abs=1e-6)
+    assert losses.exclusion_loss(logits, torch.empty(0, 2, dtype=torch.long)) is None
+
+
+def test_gradient_of_the_alignment_by_hand() -> None:
     # Two findings, four texts; the first present, the second absent, so the targets are texts 0 and 3.
-    similarity = torch.tensor([[[math.log(2.0), 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, math.log(3.0)]]])
+    #   first: softmax (2, 1, 1, 1) / 5, loss ln(5/2), gradient (2/5 - 1, 1/5, 1/5, 1/5) / 2
+    #   second: softmax (1, 1, 1, 3) / 6, loss ln 2, gradient (1/6, 1/6, 1/6, 1/2 - 1) / 2
+    similarity = torch.tensor([[[math.log(2.0), 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, math.log(3.0)]]], requires_grad=True)
     loss = losses.alignment_loss(similarity, torch.tensor([[1.0, 0.0]]))
     assert loss is not None
     assert loss.item() == pytest.approx((math.log(5 / 2) + math.log(6 / 3)) / 2)
+    loss.backward()
+    assert similarity.grad is not None
+    assert similarity.grad[0, 0].tolist() == pytest.approx([-0.3, 0.1, 0.1, 0.1])
+    assert similarity.grad[0, 1].tolist() == pytest.approx([1 / 12, 1 / 12, 1 / 12, -0.25])
     assert losses.alignment_loss(similarity, torch.tensor([[NAN, NAN]])) is None
+
+
+def test_the_graph_gives_the_rules(tiny_checkpoint_folder: Path) -> None:
+    checkpoint = load_checkpoint(tiny_checkpoint_folder)
+    implies, excludes = graph_rules(checkpoint)
+    labels = checkpoint.labels
+    pairs = {frozenset((labels[a], labels[b])) for a, b in excludes.tolist()}
+    assert {"normal", "pneumothorax"} in pairs
+    assert {"hypoinflation", "hyperinflation"} in pairs
+    assert not len(implies), "no label of the shipped view lies below another"
+    view = {"parenchymal_finding": ("parenchymal_finding",), "pneumonia": ("pneumonia", "consolidation"),
+            "infection": ("infection",), "normal": ("normal",)}  # fmt: skip
+    graph = checkpoint.graph
+    own = KnowledgeGraph(graph.concepts, graph.edges, {"radscribe": view}, check=False)
+    implies, excludes = graph_rules(replace(checkpoint, graph=own, labels=tuple(view)))
+    assert [1, 0] in implies.tolist()
+    assert all(child != parent for child, parent in implies.tolist())
+    assert [1, 3] in excludes.tolist()
 
 
 def test_locations_answer_for_the_box_of_their_size() -> None:
