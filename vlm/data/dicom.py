@@ -185,8 +185,9 @@ _READING: list[logging.Logger] = []
 def _quiet() -> Iterator[None]:
     """Keeps pydicom's remarks away, which quote tags. Its loggers are switched off one by one: setting the level of
     their parent would empty the caches of every logger of the process, which takes as long as reading the header."""
-    loggers = _loggers(len(logging.root.manager.loggerDict))
+    known = _loggers(len(logging.root.manager.loggerDict))
     with _LOCK:
+        loggers = [logger for logger in known if logger in _READING or not logger.disabled]
         _READING.extend(loggers)
         for logger in loggers:
             logger.disabled = True
