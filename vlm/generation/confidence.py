@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from knowledge.extraction import Mention, label_mentions
-from knowledge.graph import KnowledgeGraph
 from knowledge.ontology import Certainty
 from vlm.generation.structuring import Structurer, calibrated
 from vlm.types import InputError, Sentence
@@ -37,20 +36,27 @@ def sentence_outcomes(
     for sentence in sentences:
         if sentence.confidence is None:
             continue
-        right = _borne_out(structurer.reader.read(sentence.text, sentence.section), truth, graph)
+        right = _borne_out(structurer.reader.read(sentence.text, sentence.section), truth, structurer)
         if right is not None:
             out.append((sentence.confidence, right))
     return out
 
 
-def _borne_out(mentions: Sequence[Mention], truth: Mapping[str, Certainty], graph: KnowledgeGraph) -> bool | None:
-    said = {k: c for k, c in label_mentions(mentions, graph).items() if c is not Certainty.UNCERTAIN}
+def _borne_out(mentions: Sequence[Mention], truth: Mapping[str, Certainty], structurer: Structurer) -> bool | None:
+    # What the sentence itself says: that a study is normal follows from all of its sentences, not from one.
+    said = {
+        (label, Certainty.ABSENT if mention.change == "resolved" else mention.certainty)
+        for mention in mentions
+        if mention.change != "past"
+        for label in structurer.labels_of.get(mention.concept, ())
+        if mention.certainty is not Certainty.UNCERTAIN
+    }
     if not said:
         return None
     found = (Certainty.PRESENT, Certainty.UNCERTAIN)
     return all(
         truth.get(label) in found if certainty is Certainty.PRESENT else truth.get(label) is not Certainty.PRESENT
-        for label, certainty in said.items()
+        for label, certainty in said
     )
 
 

@@ -25,6 +25,9 @@ NEVER = -1.0e9
 SPARE = 32
 """Offers of a study beyond what plain search can use, so that a few forbidden ones seldom mean a second look."""
 
+BLOCK = 32
+"""Tokens of a block, of which the best stands for all when the best offers are looked for."""
+
 ASKED = 3
 """Offers that required terms may bring in, as a multiple of those kept."""
 
@@ -132,13 +135,39 @@ class Proposer:
         offers.paid = paid
 
     def _pool(self, logits: Tensor, total: Tensor, beams: Running, count: int) -> Offers:
-        """The best `count` continuations of each study, best first."""
-        values, tokens = logits.topk(min(count, logits.shape[-1]), dim=-1)  # (B, K, M)
-        logprobs = values - total
-        own = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None].expand_as(tokens)
-        scores, order = (logprobs + beams.scores[:, :, None]).flatten(1).topk(min(count, tokens[0].numel()))
-        chosen = [field.flatten(1).gather(1, order) for field in (logprobs, own, tokens)]
-        return Offers(scores, chosen[0], chosen[1], chosen[2])  # logprobs are the tokens' own here
+        """The best `count` continuations of each study, best first.
+
+        The best lie in the `count` blocks of tokens whose best one is best, so no beam's whole vocabulary is sorted.
+        """
+        batch, _, vocabulary = logits.shape
+        shift = beams.scores[:, :, None]
+        blocks = vocabulary // BLOCK
+        if count >= blocks:
+            scores = (logits - total + shift).flatten(1)  # (B, K * V)
+            scores, order = scores.topk(min(count, scores.shape[1]))
+            own, tokens = order // vocabulary, order % vocabulary
+        else:
+            whole = logits[..., : blocks * BLOCK].unflatten(-1, (blocks, BLOCK))
+            best = whole.amax(-1) - total + shift  # (B, K, blocks)
+            chosen = best.flatten(1).topk(count, sorted=False)[1]  # (B, count)
+            rows, block = chosen // blocks, chosen % blocks
+            place = torch.arange(batch, device=logits.device)[:, None]
+            inside = whole[place, rows, block] - total[place, rows] + shift[place, rows]  # (B, count, BLOCK)
+            # The last tokens, which fill no block, stand behind.
+            tail = logits[..., blocks * BLOCK :] - total + shift
+            scores, order = torch.cat([inside.flatten(1), tail.flatten(1)], 1).topk(count)
+            rest = max(1, vocabulary - blocks * BLOCK)
+            spot, beyond = order // BLOCK, order - count * BLOCK
+            spot = spot.clamp(max=count - 1)
+            in_block = order < count * BLOCK
+            own = torch.where(in_block, rows.gather(1, spot), beyond // rest)
+            tokens = torch.where(
+                in_block, block.gather(1, spot) * BLOCK + order % BLOCK, blocks * BLOCK + beyond % rest
+            )
+        logprobs = logits[torch.arange(batch, device=logits.device)[:, None], own, tokens] - total[..., 0].gather(
+            1, own
+        )
+        return Offers(scores, logprobs, own, tokens)  # logprobs are the tokens' own here
 
     def _bound_offers(
         self, logits: Tensor, total: Tensor, beams: Running, tracker: Tracker, tracked: Tracked
@@ -206,9 +235,11 @@ class Proposer:
     def _block(self, logits: Tensor, beams: Running) -> Tensor:
         """Logits without end tokens before the minimum length and without tokens that would repeat an n-gram."""
         size = self.settings.no_repeat_ngram_size
-        early = beams.step < self.settings.min_new_tokens
-        if early:
-            logits = logits.masked_fill(self.ends, -math.inf)
+        if beams.step < self.settings.min_new_tokens:
+            if beams.step == 0:  # all beams are one there, and share their logits
+                logits = logits.masked_fill(self.ends, -math.inf)
+            else:
+                logits[..., list(self.settings.eos_token_ids)] = -math.inf
         history = beams.tokens[:, :, : beams.step]
         if size and self.prompt_ids is not None:
             prompt = self.prompt_ids[:, None].expand(-1, history.shape[1], -1)

@@ -15,16 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm.generation.automaton import AFTER_SPACE, fold, is_word
+from vlm.generation.automaton import AFTER_SPACE
 from vlm.generation.compiling import CompiledConstraints
 from vlm.generation.constraints import RULES
 from vlm.generation.negation import BROKEN, FIRST_DENIAL, FORBIDDEN, PADDING, PLAIN, REQUIRED, SPACE, STOP, UNDENIED
 from vlm.generation.settings import BeamSettings
 from vlm.generation.structure import LOST, fillers, sentence_table
+from vlm.generation.tokens import TokenTable
 from vlm.types import InputError
-
-PRIME = 1_099_511_628_211
-"""Multiplier of the rolling hash of a sentence's letters and digits (FNV's prime; sums wrap at 64 bits)."""
 
 RULE_BITS = {rule: 57 + place for place, rule in enumerate(RULES)}
 """Bits of the rules beside those of sets; 62 stands for a forbidden assertion."""
@@ -61,7 +59,7 @@ class ConstraintTables:
         self.free = torch.tensor([entry is None for entry in constraints], device=device)  # (B,)
         self._stack_terms(distinct)
         self._stack_assertion(distinct)
-        self._stack_tokens(table.matrix, settings)
+        self._stack_tokens(table, settings)
         self._stack_rules(distinct)
         self._stack_ways(distinct)
         self.remembers = any("repeat_sentences" in rules for entry in distinct for rules in entry.rules)
@@ -128,36 +126,26 @@ class ConstraintTables:
         boundary[SPACE : STOP + 2] = -1
         self.boundary = self._tensor(boundary)
 
-    def _stack_tokens(self, matrix: np.ndarray, settings: BeamSettings) -> None:
+    def _stack_tokens(self, table: TokenTable, settings: BeamSettings) -> None:
         """Bytes of each token; an end token reads as a full stop. And each token's share in the hash of its
         sentence."""
-        matrix = matrix.copy()
-        ends = [token for token in settings.eos_token_ids if token < len(matrix)]
-        matrix[ends] = 256
-        matrix[ends, 0] = ord(".")
-        self.bytes = self._tensor(matrix, torch.int16)
-        self.lengths = self._tensor((matrix < 256).sum(1))
-        folded = np.array(
-            [fold(bytes([byte]))[0] if is_word(byte) else 0 for byte in range(256)] + [0], dtype=np.uint64
-        )[matrix]
-        hashes, powers = np.zeros(len(matrix), dtype=np.uint64), np.ones(len(matrix), dtype=np.uint64)
-        with np.errstate(over="ignore"):
-            for column in folded.T:
-                written = column > 0
-                hashes = np.where(written, hashes * np.uint64(PRIME) + column, hashes)
-                powers = np.where(written, powers * np.uint64(PRIME), powers)
-        self.token_hash = torch.from_numpy(hashes.view(np.int64)).to(self.device)
-        self.token_power = torch.from_numpy(powers.view(np.int64)).to(self.device)
-        self.ends_sentence = self._tensor(np.isin(matrix, [ord(char) for char in ".!?\n"]).any(1), torch.bool)
-        letters = np.array(
-            [next((chr(byte) for byte in row if byte < 128 and chr(byte).isalpha()), "A") for row in matrix]
-        )
-        capital = np.char.isupper(letters)
-        lower_case_only = capital.mean() < 0.01
-        self.may_open = self._tensor(capital | lower_case_only, torch.bool)
-        words = np.array([is_word(byte) for byte in range(256)] + [False])
-        self.begins_in_word = self._tensor(words[matrix[:, 0]], torch.bool)
-        self.is_end = torch.zeros(len(matrix), dtype=torch.bool, device=self.device)
+        traits = table.traits
+        size = len(table.matrix)
+        self.bytes = self._tensor(table.matrix, torch.int16)
+        self.lengths = self._tensor(traits.lengths)
+        self.token_hash, self.token_power = self._tensor(traits.hashes), self._tensor(traits.powers)
+        self.ends_sentence = self._tensor(traits.ends_sentence, torch.bool)
+        self.may_open = self._tensor(traits.may_open, torch.bool)
+        self.begins_in_word = self._tensor(traits.begins_in_word, torch.bool)
+        ends = [token for token in settings.eos_token_ids if token < size]
+        stop = torch.full((self.bytes.shape[1],), 256, dtype=torch.int16, device=self.device)
+        stop[0] = ord(".")
+        values = {"bytes": stop, "lengths": 1, "token_hash": 0, "token_power": 1, "ends_sentence": True}
+        for name, value in {**values, "may_open": True, "begins_in_word": False}.items():
+            own = getattr(self, name).clone()  # the tokenizer's own arrays stay as they are
+            own[ends] = value
+            setattr(self, name, own)
+        self.is_end = torch.zeros(size, dtype=torch.bool, device=self.device)
         self.is_end[ends] = True
 
     def _stack_ways(self, distinct: list[CompiledConstraints]) -> None:

@@ -9,16 +9,42 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from vlm.generation.automaton import fold, is_word
 from vlm.types import InputError
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _TABLES: WeakKeyDictionary[Any, TokenTable] = WeakKeyDictionary()
+
+
+PRIME = 1_099_511_628_211
+"""Multiplier of the rolling hash of a sentence's letters and digits (FNV's prime; sums wrap at 64 bits)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenTraits:
+    """(V,) each.
+
+    Args:
+        lengths: bytes.
+        hashes, powers: share in the rolling hash of its sentence: hash * power + own hash.
+        ends_sentence: it holds a full stop or a line break.
+        may_open: it can begin a sentence: its first letter is a capital, or it has none.
+        begins_in_word: its first byte is a letter or digit.
+    """
+
+    lengths: np.ndarray
+    hashes: np.ndarray
+    powers: np.ndarray
+    ends_sentence: np.ndarray
+    may_open: np.ndarray
+    begins_in_word: np.ndarray
 
 
 class TokenTable:
@@ -74,6 +100,30 @@ class TokenTable:
         for token, piece in enumerate(self.pieces):
             matrix[token, : len(piece)] = np.frombuffer(piece, dtype=np.uint8)
         return matrix
+
+    @cached_property
+    def traits(self) -> TokenTraits:
+        """What constraints ask of every token."""
+        matrix = self.matrix
+        folded = np.array([fold(bytes([b]))[0] if is_word(b) else 0 for b in range(256)] + [0], dtype=np.uint64)
+        hashes, powers = np.zeros(len(matrix), dtype=np.uint64), np.ones(len(matrix), dtype=np.uint64)
+        with np.errstate(over="ignore"):
+            for column in folded[matrix].T:
+                written = column > 0
+                hashes = np.where(written, hashes * np.uint64(PRIME) + column, hashes)
+                powers = np.where(written, powers * np.uint64(PRIME), powers)
+        letter = np.array([byte < 128 and chr(byte).isalpha() for byte in range(256)] + [False])[matrix]
+        first = matrix[np.arange(len(matrix)), letter.argmax(1)]
+        capital = ~letter.any(1) | ((first >= 65) & (first <= 90))
+        words = np.array([is_word(byte) for byte in range(256)] + [False])
+        return TokenTraits(
+            lengths=(matrix < 256).sum(1),
+            hashes=hashes.view(np.int64),
+            powers=powers.view(np.int64),
+            ends_sentence=np.isin(matrix, [ord(char) for char in ".!?\n"]).any(1),
+            may_open=capital | (capital.mean() < 0.01),
+            begins_in_word=words[matrix[:, 0]],
+        )
 
     def greedy(self, text: bytes) -> list[int] | None:
         """Tokens that write exactly these bytes, longest first; None when no token goes on."""

@@ -56,10 +56,11 @@ class Tracked:
         written: (B, X, R) hashes of the sentences before it, 0 where there is none.
     """
 
-    __slots__ = ("fields", "written")
+    __slots__ = ("ended", "fields", "written")
 
     def __init__(self, fields: Tensor, written: Tensor) -> None:
         self.fields, self.written = fields, written
+        self.ended: Tensor | None = None  # `Tracker.pending`, once it was asked for
 
     @property
     def terms(self) -> Tensor:
@@ -313,8 +314,12 @@ class Tracker(ConstraintTables):
         missing = self.hard[:, None] & ~before.met
         under_way = missing & self.inside[self._meaning(before.terms)]
         reached = missing & (self.inside[self._meaning(after.terms)] | self.pending(after))
-        again = (under_way & reached != 0) & (self._progress(after, missing) <= self._progress(before, missing))
-        begins = (reached & ~under_way != 0) | again
+        begins = (reached & ~under_way) != 0
+        both = (under_way & reached) != 0
+        if bool(both.any()):
+            begins = begins | (both & (self._progress(after, missing) <= self._progress(before, missing)))
+        if not bool(begins.any()):
+            return ~begins
         at_start = (before.sentence == 0) & self.may_open[tokens]
         return ~begins | (logprobs >= PLAUSIBLE) | at_start
 
@@ -399,11 +404,13 @@ class Tracker(ConstraintTables):
 
     def pending(self, state: Tracked) -> Tensor:
         """Bits of the terms that end here, if a boundary follows."""
-        any_bits = self.any_bits[:, None]
-        here = self.meets[self._meaning(state.terms)] & (self.unnegated_bits[state.assertion] | any_bits)
-        if self.has_frame or self.has_order:
-            return self._ready(here, state.met, state.frame)[0] & ~state.met
-        return here
+        if state.ended is None:
+            here = self.meets[self._meaning(state.terms)]
+            here = here & (self.unnegated_bits[state.assertion] | self.any_bits[:, None])
+            if self.has_frame or self.has_order:
+                here = self._ready(here, state.met, state.frame)[0] & ~state.met
+            state.ended = here
+        return state.ended
 
     def _breaks_at_end(self, state: Tracked) -> Tensor:
         """Whether a text that ends here asserts what it must not."""
