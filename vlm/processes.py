@@ -7,6 +7,8 @@ DeepSpeed is Accelerate's.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import sys
 import threading
@@ -28,6 +30,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlm.config import Training
+from vlm.models.language import decoder_layers
 from vlm.models.report_generator import ReportGenerator
 from vlm.types import InputError
 
@@ -141,12 +144,6 @@ def shard_model(model: ReportGenerator, step: nn.Module, device: torch.device) -
     for layer in decoder_layers(model.language.base):
         fully_shard(layer, mesh=mesh)
     fully_shard(step, mesh=mesh)
-
-
-def decoder_layers(base: nn.Module) -> list[nn.Module]:
-    """The layers of a causal LM: its longest list of modules of one kind."""
-    lists = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
-    return list(max(lists, key=len)) if lists else []
 
 
 @contextmanager
@@ -278,3 +275,10 @@ def _has_bf16() -> bool:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+def trim_heap() -> None:
+    """Gives memory that was let go back to the system, where the C library can (glibc): its heap keeps what small
+    blocks between large ones pin, and the next stage's batches, of other shapes, would lie behind it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -47,6 +47,7 @@ from vlm.processes import (
     lost,
     make_accelerator,
     shard_model,
+    trim_heap,
     whole,
 )
 from vlm.rewards import RewardBatch, Scorer
@@ -215,6 +216,7 @@ class StageLoop:
     def fit(self) -> dict[str, float]:
         """Runs the epochs that remain and returns the best validation metrics."""
         position = self.position
+        trim_heap()
         with _progress(self.run.main) as bar:
             task = bar.add_task(self.stage.name, total=self.total, completed=position.step, info="")
             for epoch in range(position.epoch, self.epochs):
@@ -223,6 +225,7 @@ class StageLoop:
                     self._validate(epoch, terms)
                 position.epoch, position.batch = epoch + 1, 0
                 self._save()
+                trim_heap()
                 if self.stage.patience is not None and position.worse >= self.stage.patience:
                     if self.run.main:
                         console.print(f"{self.stage.name}: no better for {position.worse} epochs, stopped early")
