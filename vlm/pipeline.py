@@ -10,6 +10,7 @@ cannot be read is yielded as a `FailedStudy`, and the rest goes on.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -65,13 +66,20 @@ class Pipeline:
 
     @classmethod
     def load(cls, folder: Path | None = None, adapter: Path | None = None) -> Pipeline:
-        """Loads a checkpoint folder, by default the shipped one, and where asked for puts another adapter on it.
+        """Loads a checkpoint folder, by default the shipped one, and where asked for puts another adapter on it; on a
+        GPU if there is one.
 
         Raises:
             InputError: a folder that is damaged, or an adapter that was made for another base.
         """
         checkpoint = load_checkpoint(folder)
-        return cls(checkpoint if adapter is None else apply_adapter(checkpoint, adapter))
+        if adapter is not None:
+            checkpoint = apply_adapter(checkpoint, adapter)
+        if torch.cuda.is_available():
+            # Of several processes each has a GPU of its own.
+            number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+            checkpoint.model.to(torch.device("cuda", number))
+        return cls(checkpoint)
 
     @cached_property
     def explainer(self) -> Explainer:

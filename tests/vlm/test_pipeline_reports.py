@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from tiny import draw_study
 
+from vlm.export.jsonl import report_to_dict
 from vlm.pipeline import FailedStudy, GenerationSettings, Pipeline
 from vlm.types import Report, Study, StudyImage
 
@@ -42,14 +46,32 @@ def test_a_report_holds_what_a_page_needs(pipeline: Pipeline, tmp_path: Path) ->
         assert 0 <= box.xyxy[1] < box.xyxy[3] <= 96
 
 
-def test_a_report_does_not_depend_on_the_batch(pipeline: Pipeline, tmp_path: Path) -> None:
-    studies = [draw_study(tmp_path, n, views=1 + n % 2) for n in range(4)]
-    together = [r for _, r in pipeline.reports(studies, GenerationSettings(batch_size=4))]
-    alone = [r for s in studies for _, r in pipeline.reports([s])]
-    for one, many in zip(alone, together, strict=True):
-        assert isinstance(one, Report)
-        assert isinstance(many, Report)
-        assert one.sections == many.sections
+@pytest.mark.parametrize("decoding", ["beam", "sample"])
+def test_a_report_does_not_depend_on_the_batch(pipeline: Pipeline, tmp_path: Path, decoding: Any) -> None:
+    """To the last digit: texts, alternatives, probabilities, boxes and confidences."""
+    studies = [draw_study(tmp_path, n, views=1 + n % 2) for n in range(5)]
+    studies = [replace(s, clinical={"indication": "Cough. " * n}) for n, s in enumerate(studies)]
+    written = []
+    threads = torch.get_num_threads()
+    try:
+        for size, count in ((1, 1), (2, 1), (5, 2)):
+            torch.set_num_threads(count)
+            settings = GenerationSettings(batch_size=size, num_reports=2, decoding=decoding)
+            made = [r for _, r in pipeline.reports(studies, settings)]
+            written.append([report_to_dict(r) for r in made if isinstance(r, Report)])
+    finally:
+        torch.set_num_threads(threads)
+    assert len(written[0]) == 5
+    assert written[0] == written[1] == written[2]
+
+
+def test_reports_come_as_they_finish_and_in_order(pipeline: Pipeline, tmp_path: Path) -> None:
+    studies = [draw_study(tmp_path, n, views=1 + n % 2) for n in range(6)]
+    settings = GenerationSettings(batch_size=2, num_beams="auto")
+    streamed = {index: report for index, _, report in pipeline.stream(studies, settings)}
+    assert sorted(streamed) == list(range(6))
+    ordered = [r for _, r in pipeline.reports(studies, settings)]
+    assert [r.study_id for r in ordered if isinstance(r, Report)] == [s.id for s in studies]
 
 
 def test_the_reference_is_never_read(pipeline: Pipeline, tmp_path: Path) -> None:
