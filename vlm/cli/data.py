@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from vlm.cli.deidentify import deidentify
 from vlm.cli.prepare import prepare
 from vlm.cli.validate import validate
 
 app = typer.Typer(no_args_is_help=True, help="Data sets: layouts, checks, preparation, the phantom.")
+app.command()(deidentify)
 app.command()(prepare)
 app.command()(validate)
 

@@ -1,0 +1,1 @@
+"""De-identification: DICOM headers, burnt-in text, other pictures, tables and reports."""
