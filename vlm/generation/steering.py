@@ -6,29 +6,20 @@
 | at or below its lower threshold | no term of it may be asserted; "no pneumothorax" stays allowed |
 | between | soft: a term is worth `softness` * log-odds against the middle of the two, as a bonus or a penalty |
 
-**Dynamic width** (the seed paper's "dynamically adjusted" beams). With m findings that must appear and u uncertain
-ones,
-
-    width      = clamp(base + m + ceil(u / 4), 2, 2 * base)     two stages a required term need beams of their own
-                 2 if m = 0 and u = 0                            nothing to decide: a normal study
-    min length = min(6 * m, half the length)                     a required finding takes about a sentence
-    penalty    = base penalty * (1 + 0.1 * m)                    so that saying more isn't punished
-
-The width goes up where there is something to place and down where there is nothing, about even over a data set.
+Width, banks and length follow from the same evidence by the rule of `planning.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from vlm.generation.automaton import Automaton
 from vlm.generation.compiling import build_for
 from vlm.generation.constraints import Constraints, TermSet
-from vlm.generation.settings import BeamSettings
 from vlm.generation.wording import WITHOUT_TERMS, Wording
 from vlm.types import InputError
 
@@ -179,18 +170,3 @@ def _soft(
 def _logit(probability: float) -> float:
     clipped = min(max(probability, 1e-4), 1 - 1e-4)
     return math.log(clipped / (1 - clipped))
-
-
-def dynamic_settings(base: BeamSettings, constraints: Constraints) -> BeamSettings:
-    """Width, length penalty and minimum length for one study, by the rule in the module's docstring."""
-    required = sum(entry.weight is None for entry in constraints.must_appear)
-    unsure = len(
-        {entry.name for entry in constraints.must_appear + constraints.must_not_assert if entry.weight is not None}
-    )
-    width = 2 if not required and not unsure else base.num_beams + required + math.ceil(unsure / 4)
-    return replace(
-        base,
-        num_beams=max(2, min(width, 2 * base.num_beams)),
-        min_new_tokens=max(base.min_new_tokens, min(6 * required, base.max_new_tokens // 2)),
-        length_penalty=base.length_penalty * (1 + 0.1 * required),
-    )

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from knowledge.graph import KnowledgeGraph
-from vlm.generation.beam_search import BeamSettings
 from vlm.generation.checking import unmet_in
 from vlm.generation.compiling import compile_constraints
 from vlm.generation.consistency import agreement, consensus_rerank, rerank
-from vlm.generation.steering import Threshold, choose_thresholds, dynamic_settings, steer, term_automaton
+from vlm.generation.steering import Threshold, choose_thresholds, steer, term_automaton
 from vlm.generation.structuring import Evidence, Structurer, abstain
 from vlm.generation.wording import Wording, wording_of
 from vlm.types import Box, InputError
@@ -111,16 +110,6 @@ def test_steering_requires_what_is_seen_and_forbids_what_is_not() -> None:
         assert unmet_in(alone, text) == unmet, text
     with pytest.raises(InputError, match="must lie in"):
         steer({"edema": 1.5}, wording())
-
-
-def test_width_follows_the_number_of_findings() -> None:
-    base = BeamSettings(num_beams=4, max_new_tokens=100, eos_token_ids=(2,))
-    normal = dynamic_settings(base, steer({"edema": 0.01, "pneumothorax": 0.0}, wording()))
-    sick = dynamic_settings(base, steer(PROBABILITIES, wording()))
-    assert normal.num_beams == 2
-    assert 4 < sick.num_beams <= 8
-    assert sick.min_new_tokens > 0
-    assert sick.length_penalty > base.length_penalty
 
 
 def test_thresholds_keep_their_promises() -> None:
