@@ -20,6 +20,7 @@ from vlm.data.blank import blank_study
 from vlm.data.examples import Example, ExampleBuilder
 from vlm.data.mirror import can_be_mirrored, mirrored
 from vlm.data.phantoms.chest_ct import phantom_study
+from vlm.data.phantoms.kidney_ct import kidney_study
 from vlm.data.prepared import PreparedSet, is_prepared, is_url
 from vlm.data.sources import read_studies
 from vlm.data.streaming import StreamedExamples, choose
@@ -28,7 +29,9 @@ from vlm.types import CachedFeatures, InputError, Modality, Study, StudyBatch
 
 console = Console(stderr=True)
 
-MADE: dict[str, Callable[[int, int], Study]] = {"phantom": phantom_study, "blank": blank_study}
+MADE: dict[str, Callable[[int, int], Study]] = {
+    "phantom": phantom_study, "phantom-kidney": kidney_study, "blank": blank_study,
+}  # fmt: skip
 """Data sets that are made and not read: format -> (seed, index) -> study."""
 
 

@@ -39,12 +39,17 @@ def phantom(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
     n: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="How many studies.")] = 100,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same bytes.")] = 0,
+    kind: Annotated[str, typer.Option("--kind", help="chest-ct, kidney-ct or chest-xray.")] = "chest-ct",
+    volume: Annotated[bool, typer.Option("--volume", help="Whole volumes as NIfTI (kidney-ct).")] = False,
+    priors: Annotated[
+        bool, typer.Option("--priors", help="An earlier study of every patient, with a change (kidney-ct, chest-xray).")
+    ] = False,
 ) -> None:
-    """Writes phantom chest CT: DICOM files, and studies.jsonl with exact boxes, findings and reports."""
+    """Writes phantom studies: DICOM files or volumes, and studies.jsonl with exact boxes, findings and reports."""
     from rich.console import Console
 
-    from vlm.data.phantoms.chest_ct import write_phantom
+    from vlm.data.phantoms.writing import write_kind
 
-    studies = write_phantom(out, n, seed, show=True)
+    studies = write_kind(kind, out, n, seed, volume, priors, show=True)
     boxes = sum(len(s.boxes or ()) for s in studies)
     Console().print(f"{len(studies)} studies with {boxes} lesions: {out / 'studies.jsonl'}", markup=False)

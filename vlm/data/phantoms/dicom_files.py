@@ -13,11 +13,14 @@ ROOT = "1.2.826.0.1.3680043.10.1581"
 """Prefix of the phantom's identifiers; pydicom's own example root with a number below it."""
 
 
-def write_slice(path: Path, hu: np.ndarray, spacing_mm: tuple[float, float], seed: int, index: int) -> None:
+def write_slice(
+    path: Path, hu: np.ndarray, spacing_mm: tuple[float, float], seed: int, index: int, body: str = "CHEST"
+) -> None:
     """Writes one slice.
 
     Args:
         path: file, replaced whole. hu: (H, W) int16. spacing_mm: (row, column). seed, index: make the identifiers.
+        body: its part, as DICOM names it.
     """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
@@ -32,7 +35,7 @@ def write_slice(path: Path, hu: np.ndarray, spacing_mm: tuple[float, float], see
     data.FrameOfReferenceUID = f"{ROOT}.{seed}.{index}.2"
     data.StudyDate = data.SeriesDate = data.ContentDate = "20000101"
     data.StudyTime = data.SeriesTime = data.ContentTime = "120000"
-    data.Modality, data.Manufacturer, data.BodyPartExamined = "CT", "Radscribe phantom", "CHEST"
+    data.Modality, data.Manufacturer, data.BodyPartExamined = "CT", "Radscribe phantom", body
     data.PatientName, data.PatientID = f"PHANTOM^{seed}^{index}", f"PHANTOM{seed}-{index}"
     data.PatientBirthDate, data.PatientSex, data.PatientPosition = "", "O", "HFS"
     data.AccessionNumber, data.ReferringPhysicianName, data.StudyID, data.PositionReferenceIndicator = "", "", "1", ""
