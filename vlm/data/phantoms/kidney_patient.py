@@ -139,9 +139,8 @@ def _organs(rng: np.random.Generator, a: float, b: float, contrast: bool) -> tup
     for _ in range(int(rng.integers(7, 12))):  # small bowel
         x, y = rng.uniform(-0.55, 0.6) * a, rng.uniform(-0.75, -0.20) * b
         r = rng.uniform(9, 16)
-        wall = Solid(
-            (x, y, rng.uniform(-70, 20)), (r * rng.uniform(1, 1.7), r, rng.uniform(18, 40)), 38, rng.uniform(0, 3)
-        )
+        radii = (r * rng.uniform(1, 1.7), r, rng.uniform(18, 40))
+        wall = Solid((x, y, rng.uniform(-70, 20)), radii, 38, rng.uniform(0, 3))
         inner = (0.72 * radii[0], 0.72 * radii[1], 0.72 * radii[2])
         out += [wall, replace(wall, radii=inner, value=float(rng.choice([15, 25, 120])))]
     for sign in (-1.0, 1.0):  # colon, with air on top
