@@ -33,6 +33,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from vlm.models.adapters import virtual_tokens
+from vlm.types import InputError
 
 SHIPPED_LANGUAGE = Path(__file__).parents[1] / "pretrained" / "language"
 
@@ -309,7 +310,7 @@ class LanguageModel(nn.Module):
         hook = self.model.get_output_embeddings().register_forward_pre_hook(only_labelled)  # type: ignore[operator, union-attr]
         layers = decoder_layers(self.base) if self.recompute and torch.is_grad_enabled() else []
         if layers and virtual is not None:
-            raise ValueError("training.gradient_checkpointing: not with a prefix, whose keys a layer must see once only")
+            raise InputError("training.gradient_checkpointing: not with a prefix, which each layer must see once only")
         try:
             with recomputed(layers):
                 out = self.base(
