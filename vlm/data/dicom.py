@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import struct
 import threading
 import warnings
 import zlib
@@ -25,23 +24,14 @@ import cv2
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.pixels import apply_color_lut, pixel_array
+from pydicom.pixels import apply_color_lut
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
 from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
 )
 
+from vlm.data.dicom_pixels import BROKEN, reduced_values, stored_values
 from vlm.data.dicom_tags import (
     count_of_frames,
     flips_of,
@@ -57,7 +47,6 @@ from vlm.data.dicom_tags import (
     view_of,
     window_of_file,
 )
-from vlm.data.jpeg2000 import decode_reduced, size_marker
 from vlm.data.sizes import check_size
 from vlm.data.windows import MODEL_CT_WINDOW, apply_range, apply_window, window_of
 from vlm.types import InputError, Modality, StudyImage
@@ -65,16 +54,6 @@ from vlm.types import InputError, Modality, StudyImage
 MAX_INFLATED = 1 << 30
 MAX_FRAMES = 100_000
 MAX_WHOLE = 1 << 28  # larger files are read frame by frame
-JPEG_2000 = (JPEG2000, JPEG2000Lossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL)
-# What pydicom and its decoders raise on bytes that make no sense.
-BROKEN = (
-    ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, NotImplementedError, RuntimeError,
-    EOFError, OSError, struct.error, zlib.error, AssertionError, UnicodeError, ArithmeticError, MemoryError,
-    BytesLengthException, InvalidDicomError,
-)  # fmt: skip
-_PLAIN = {(1, bits, sign): np.dtype(f"<{'i' if sign else 'u'}{bits // 8}") for bits in (8, 16) for sign in (0, 1)}
-"""(SamplesPerPixel, BitsAllocated, PixelRepresentation) of grey pixels that are read as they lie."""
-_SHORT = "less than expected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +110,9 @@ def read_dicom(
             raise InputError(f"{path}: has no frame {index}; it has {count}, counted from 0")
         if window is None and _in_hounsfield(header, index):
             window = ct_window
-        stored = None if least is None else _reduced(header, index, least)
+        stored = None if least is None else reduced_values(header, index, least)
         full_size = None if stored is None else (int(header.Columns), int(header.Rows))
-        pixels = _shown(path, header, _stored(path, header, index) if stored is None else stored, index, window)
+        pixels = _shown(path, header, stored_values(path, header, index) if stored is None else stored, index, window)
         mirrored, upside_down = flips_of(header, index)
         if mirrored or upside_down:
             pixels = np.ascontiguousarray(pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
@@ -250,65 +229,6 @@ def _header(path: Path) -> Dataset:
         raise InputError(f"{path}: the DICOM file holds no pixels (a report or a presentation state, or cut off)")
     check_size(int(columns), int(rows), path)
     return header
-
-
-def _stored(path: Path, header: Dataset, index: int) -> np.ndarray:
-    """(H, W) stored values, or (H, W, 3) colours, of one frame."""
-    whole = any(name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
-    name = "unknown encoding"
-    try:
-        meta = header.file_meta
-        if "TransferSyntaxUID" not in meta:
-            # Written before files carried their syntax: the encoding that was met while reading tells it.
-            implicit, little = header.original_encoding
-            explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-            meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-        if whole and (plain := _uncompressed(header, index)) is not None:
-            return plain
-        name = meta.TransferSyntaxUID.name if meta.TransferSyntaxUID.is_transfer_syntax else name
-        array = pixel_array(header if whole else path, index=index)
-    except AttributeError:
-        raise InputError(f"{path}: the DICOM file holds no pixels, or lacks a tag that describes them") from None
-    except BROKEN as error:
-        if _SHORT in str(error):
-            raise InputError(f"{path}: the DICOM file is truncated: pixels are missing; copy it again") from None
-        raise InputError(f"{path}: the pixels are truncated, broken or of a kind not read ({name})") from None
-    if array.shape[:2] != (header.Rows, header.Columns):
-        raise InputError(f"{path}: the pixels do not have the size that the DICOM header states")
-    return array
-
-
-def _uncompressed(header: Dataset, index: int) -> np.ndarray | None:
-    """A grey little-endian frame as a view of the file's bytes: most CT is this, and pydicom's general way takes a
-    third of the whole reading. None for anything else, broken lengths among it."""
-    if header.file_meta.TransferSyntaxUID not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
-        return None
-    tags = (header.get("SamplesPerPixel"), header.get("BitsAllocated"), header.get("PixelRepresentation"))
-    if tags not in _PLAIN or "PixelData" not in header or header.Rows < 1 or header.Columns < 1:
-        return None
-    kind, data = _PLAIN[tags], header.PixelData
-    frame = header.Rows * header.Columns * kind.itemsize
-    frames = count_of_frames(header)
-    if not isinstance(data, bytes) or not frame * frames <= len(data) <= frame * frames + 1:
-        return None
-    pixels = np.frombuffer(data, kind, header.Rows * header.Columns, index * frame)
-    return pixels.reshape(header.Rows, header.Columns)
-
-
-def _reduced(header: Dataset, index: int, least: int) -> np.ndarray | None:
-    """Stored values of a grey JPEG 2000 frame at reduced resolution; None for anything else, which is decoded in
-    full and says there what is wrong."""
-    try:
-        if header.file_meta.TransferSyntaxUID not in JPEG_2000 or "PixelData" not in header or palette_of(header):
-            return None
-        frame = get_frame(header.PixelData, index, number_of_frames=count_of_frames(header))
-        size = size_marker(frame)
-        signed = bool(number(header, "PixelRepresentation"))
-        if size is None or (size.width, size.height, size.signed) != (header.Columns, header.Rows, signed):
-            return None
-        return decode_reduced(frame, least)
-    except BROKEN:
-        return None
 
 
 def _shown(
