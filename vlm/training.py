@@ -35,6 +35,7 @@ from vlm.data.batches import Collator, move
 from vlm.data.examples import Example, ExampleBuilder
 from vlm.data.streaming import StreamedExamples, epoch_plan
 from vlm.models import adapters
+from vlm.models.dropout import QuickDropout
 from vlm.models.language import UNWRITTEN
 from vlm.optimization import Average, make_optimizer, select_parameters, set_modes, set_rate
 from vlm.processes import (
@@ -245,7 +246,8 @@ class StageLoop:
         for index in range(position.batch if epoch == position.epoch else 0, len(batches)):
             if position.step >= self.total:
                 break
-            terms = self._step(epoch, self._share([examples[i] for i in batches[index]]))
+            with QuickDropout():
+                terms = self._step(epoch, self._share([examples[i] for i in batches[index]]))
             position.epoch, position.batch, position.step = epoch, index + 1, position.step + 1
             for name, value in terms.items():
                 sums.setdefault(name, []).append(value)

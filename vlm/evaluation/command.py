@@ -129,7 +129,9 @@ def _read(arguments: Arguments) -> tuple[Joined, Reports | None]:
     references = read_reports(arguments.references, arguments.reference_id, arguments.reference_text, arguments.split)
     train = None
     if arguments.train is not None:
-        part = _part(arguments.train, arguments.train_split)
+        # A table with a column "split" holds test reports too, and floors must not be chosen on them.
+        tabular = arguments.train.suffix.lower() != ".json"
+        part = arguments.train_split if tabular else _part(arguments.train, arguments.train_split)
         train = read_reports(arguments.train, arguments.reference_id, arguments.reference_text, part)
         if not any(train.texts.values()):
             raise InputError(
