@@ -31,6 +31,7 @@ def starting_point(config: Config, start: Path | None) -> Checkpoint:
         start = SHIPPED if config.start == "shipped" else Path(config.start)
     if start is not None:
         checkpoint = load_checkpoint(start)
+        _same_graph(checkpoint, config.model.knowledge.graph)
         # A resolved configuration is written beside the run: it must name the model that is trained.
         checkpoint.config = over(checkpoint.config, config)
         return checkpoint
@@ -43,6 +44,22 @@ def starting_point(config: Config, start: Path | None) -> Checkpoint:
     return Checkpoint(
         model, tokenizer, graph, config, label_list(graph, config.model.knowledge.view), Calibration(), {}
     )
+
+
+def _same_graph(checkpoint: Checkpoint, path: Path | None) -> None:
+    """Refuses a graph other than the checkpoint's: its weights belong to the concepts and edges that it learnt with."""
+    if path is None:
+        return
+    try:
+        graph = KnowledgeGraph.load(path)
+    except KnowledgeError as error:
+        raise InputError(str(error)) from None
+    if graph.hash != checkpoint.graph.hash:
+        raise InputError(
+            f"model.knowledge.graph {path}: has the hash {graph.hash[:12]}, the checkpoint to start from was trained "
+            f"with {checkpoint.graph.hash[:12]}; leave the key out to keep the checkpoint's graph, or train without "
+            "start"
+        )
 
 
 def over(old: Config, new: Config) -> Config:

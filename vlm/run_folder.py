@@ -21,11 +21,11 @@ FREE = {
 """Settings that change nothing of what a run computes, and may differ when it is resumed."""
 
 
-def own_folder(out: Path, config: Config, resume: bool) -> None:
-    """Keeps the resolved configuration and the versions beside the run.
+def own_folder(out: Path, config: Config, resume: bool, graph: str) -> None:
+    """Keeps the resolved configuration and the versions beside the run, and the hash of its knowledge graph.
 
     Raises:
-        InputError: the folder holds a run of another configuration; what differs is listed.
+        InputError: the folder holds a run of another configuration, and what differs is listed, or of another graph.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "config.json"
@@ -40,8 +40,24 @@ def own_folder(out: Path, config: Config, resume: bool) -> None:
                 f"{out}: holds a run with another configuration ({shown}{more}); "
                 "choose another --out, or start anew with --no-resume"
             )
+        before = _kept_graph(out)
+        if before is not None and before != graph:
+            raise InputError(
+                f"{out}: was trained with another knowledge graph (hash {before[:12]}, now {graph[:12]}): "
+                "put the graph back, choose another --out, or start anew with --no-resume"
+            )
     path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-    (out / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n", encoding="utf-8")
+    kept = {**versions(), "graph": graph}
+    (out / "versions.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def _kept_graph(out: Path) -> str | None:
+    """Hash of the graph that a run was begun with; None where it was not noted."""
+    try:
+        kept = json.loads((out / "versions.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept.get("graph") if isinstance(kept, dict) else None
 
 
 def versions() -> dict[str, str]:

@@ -429,7 +429,7 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared
     torch.use_deterministic_algorithms(True, warn_only=True)
     run = Run(config, checkpoint, out, shared)
     if run.main:
-        own_folder(out, config, resume)
+        own_folder(out, config, resume, checkpoint.graph.hash)
     run.meeting.wait()
     run.trackers = Trackers(run.accelerator, config.training.trackers, out, config)
     resumed = load_state(out) if resume else None

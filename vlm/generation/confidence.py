@@ -31,7 +31,7 @@ def sentence_outcomes(
         structurer: reads both.
     """
     graph = structurer.graph
-    truth = label_mentions(structurer.reader.read(reference, section), graph)
+    truth = label_mentions(structurer.reader.read(reference, section), graph, structurer.view)
     out = []
     for sentence in sentences:
         if sentence.confidence is None:

@@ -53,7 +53,7 @@ class Agreement:
 def agreement(text: str, structurer: Structurer, evidence: Evidence, section: str = "findings") -> Agreement:
     """How one report text agrees with the evidence and with itself."""
     mentions = share_sides(structurer.reader.read(text, section))
-    said = label_mentions(mentions, structurer.graph)
+    said = label_mentions(mentions, structurer.graph, structurer.view)
     best: dict[tuple[str, Certainty], int] = {}
     for mention in mentions:
         for statement in structurer.statements(mention, evidence):

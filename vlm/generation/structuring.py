@@ -104,6 +104,7 @@ class Structurer:
 
     def __init__(self, graph: KnowledgeGraph, reader: ReportReader | None = None, view: str = "radscribe") -> None:
         self.graph, self.reader = graph, reader or ReportReader(graph)
+        self.view = view
         self.labels_of = graph.label_of(view)
 
     def sentences(self, sections: Mapping[str, str], evidence: Evidence) -> tuple[Sentence, ...]:
