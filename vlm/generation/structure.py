@@ -53,7 +53,8 @@ def parse_template(template: str) -> Layout:
         parts = list(Formatter().parse(template))
     except ValueError as error:
         raise InputError(f"template {template!r}: {error}") from None
-    fixed, slots = [""], []
+    fixed: list[str] = [""]
+    slots: list[str] = []
     for text, name, _, _ in parts:
         fixed[-1] += text
         if name is None:

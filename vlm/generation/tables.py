@@ -218,7 +218,8 @@ class ConstraintTables:
             self.fill_tokens = self._tensor(fillers(distinct[0].table))
         moves, final, need = [np.zeros((1, 257), dtype=np.int64)], [[True]], [[0]]
         bits, whole = [[0]], [[0]]
-        counts, passed, tokens, starts, lost = [[-1]], [[0]], [()], [], [[False]]
+        counts, passed, starts, lost = [[-1]], [[0]], [], [[False]]
+        tokens: list[tuple[int, ...]] = [()]
         size = 1
         for entry in distinct:
             sections = [own.section for own in entry.source.must_appear]

@@ -120,7 +120,7 @@ class TokenTable:
             lengths=(matrix < 256).sum(1),
             hashes=hashes.view(np.int64),
             powers=powers.view(np.int64),
-            ends_sentence=np.isin(matrix, [ord(char) for char in ".!?\n"]).any(1),
+            ends_sentence=np.asarray(np.isin(matrix, [ord(char) for char in ".!?\n"]).any(1)),
             may_open=capital | (capital.mean() < 0.01),
             begins_in_word=words[matrix[:, 0]],
         )

@@ -70,7 +70,7 @@ def compile_vocabulary(terms: Sequence[bytes], automaton: Automaton, table: Toke
     breaks = _breaks(automaton, own, owed, settled, ending, ids)
     token = np.full(states, -1, dtype=np.int64)
     owing = breaks.any(1)
-    for state in np.flatnonzero(owing & (step >= 0)):
+    for state in np.flatnonzero(owing & (step >= 0)).tolist():
         token[state] = table.by_bytes.get(bytes([int(step[state])]), -1)
     left = np.where(owing & own, left, 0)
     return Halves(breaks, np.where(left >= 10_000, 0, left), token)
