@@ -187,8 +187,8 @@ class _Beams:
         self.running.step += 1
         self.running.paid = kept.paid
         if self.trace is not None:
-            running = self.running
-            self.trace.step(running.tokens, running.scores, running.step, running.tracked, self.tracker)
+            now = self.running
+            self.trace.step(now.tokens, now.scores, now.step, now.tracked, self.tracker)
         self.all_hit = bool(hits.all())
         self._judge_hope()
 
