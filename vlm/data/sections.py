@@ -112,8 +112,8 @@ def parse_sections(text: str) -> dict[str, str]:
 def split_sections(text: str) -> tuple[dict[str, str], dict[str, str]]:
     """(what was known before: indication, comparison, technique; the report itself: findings, impression)."""
     found = parse_sections(text)
-    before = {name: found[name] for name in ("indication", "comparison", "technique") if name in found}
-    return before, {name: found[name] for name in ("findings", "impression") if name in found}
+    before = {name: text for name, text in found.items() if name in ("indication", "comparison", "technique")}
+    return before, {name: text for name, text in found.items() if name in ("findings", "impression")}
 
 
 def unwritten(text: str) -> str:

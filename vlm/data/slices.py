@@ -131,7 +131,7 @@ def _of_volume(
         slabs = [s.tolist() for s in np.array_split(np.array(group), min(rule.most, len(group)))]
         return [(tuple(s), _slab([study.images[i] for i in s])) for s in slabs]
     if len(group) <= rule.most:
-        chosen = range(len(group))
+        chosen = list(range(len(group)))
     elif rule.kind == "mls":
         measure = score or lesion_score
         chosen = _peaks([measure(load_image(study.images[i])) for i in group], rule.most)

@@ -123,7 +123,8 @@ def read_padchest(path: Path) -> list[Study]:
     table = _table(path)
     if table is None:
         raise InputError(f"{path}: has no table PADCHEST_chest_x_ray_images_labels_*.csv")
-    root, studies = table.parent, {}
+    root = table.parent
+    studies: dict[str, Study] = {}
     listings: dict[Path, frozenset[str]] = {}
     for name, study, labels, folder, patient, projection, sentences in table_rows(table, NEEDED, OPTIONAL):
         if projection.upper() == "EXCLUDE" or not study:
