@@ -60,11 +60,11 @@ from vlm.training_data import (
     FrozenMaps,
     Shared,
     check_losses,
+    chosen_sets,
     console,
     known_of,
     labels_by_modality,
     tell_apart,
-    usable,
 )
 from vlm.types import InputError, StudyBatch
 from vlm.validation import Validator
@@ -107,6 +107,8 @@ class Run:
         validation = [e for _, examples in sets[len(config.data.train) :] for e in examples]
         if not self.sets:
             raise InputError("data.train: names no data set")
+        for number, stage in enumerate(config.training.stages):
+            check_losses(number, stage, self.sets, self.model.detector is not None)
         self.validator = Validator(self.builder, validation, config, self.dtype)
         self.seed = seed
         self.step = TrainStep(self.model, graph_rules(checkpoint), config.training.label_smoothing)
@@ -144,12 +146,7 @@ class StageLoop:
     def __init__(self, run: Run, number: int, stage: Stage, resumed: tuple[Position, dict[str, Tensor]] | None) -> None:
         self.run, self.number, self.stage = run, number, stage
         settings = run.config.training
-        self.sets = [
-            (source, usable(examples, stage.losses))
-            for index, (source, examples) in enumerate(run.sets)
-            if stage.sets is None or index in stage.sets
-        ]
-        check_losses(number, stage, self.sets, run.model.detector is not None)
+        self.sets = chosen_sets(stage, run.sets)
         self.groups = select_parameters(run.model, stage, run.config.model.vision.frozen_stages)
         if not self.groups:
             raise InputError(f"training.stages.{stage.name}: nothing to train in {', '.join(stage.train)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -46,6 +47,9 @@ def open_set(source: DataSet) -> tuple[str, int, Callable[[int], Study]]:
         return source.format, source.count or 100, partial(make, source.seed)
     found = read_studies(source.location(), source.format, slices=source.slices)
     kept = [s for s in found if source.split is None or s.split in source.split][: source.limit]
+    if found and not kept:
+        there = ", ".join(f"{name or 'without'} ({n})" for name, n in Counter(s.split for s in found).items())
+        raise InputError(f"{source.location()}: has no study in split {', '.join(source.split or ())}; it has {there}")
     return source.location().name, len(kept), kept.__getitem__
 
 
@@ -117,16 +121,27 @@ def usable(examples: Sequence[Example], losses: Sequence[str]) -> Sequence[Examp
     )
 
 
+def chosen_sets(
+    stage: Stage, sets: Sequence[tuple[DataSet, Sequence[Example]]]
+) -> list[tuple[DataSet, Sequence[Example]]]:
+    """What a stage learns from."""
+    return [
+        (source, usable(examples, stage.losses))
+        for index, (source, examples) in enumerate(sets)
+        if stage.sets is None or index in stage.sets
+    ]
+
+
 def check_losses(number: int, stage: Stage, sets: Sequence[tuple[DataSet, Sequence[Example]]], detects: bool) -> None:
     """Every loss that a stage names must have something to learn from, and a batch must be possible.
 
     Args:
-        number: of the stage, from 0. sets: what it learns from. detects: whether the model has a detection head.
+        number: of the stage, from 0. sets: of the run. detects: whether the model has a detection head.
 
     Raises:
         InputError: naming the loss or the key.
     """
-    key = f"training.stages.{stage.name}"
+    key, sets = f"training.stages.{stage.name}", chosen_sets(stage, sets)
     studies = [examples for _, examples in sets if len(examples)]
     if not studies:
         raise InputError(f"{key}: no study has what its losses ({', '.join(stage.losses)}) need")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import draw_study, tiny_config
 
 from vlm import training, training_data
 from vlm.assembly import starting_point
@@ -66,6 +66,22 @@ def test_a_loss_without_anything_to_learn_from_is_named(  # type: ignore[no-unty
     monkeypatch.setattr(training_data, "load_examples", changed)
     with pytest.raises(InputError, match=message):
         training.train(made, tmp_path / "run")
+
+
+def test_the_last_stage_is_checked_before_the_first_has_trained(language_folder: Path, tmp_path: Path) -> None:
+    stages = [{**STAGE, "name": "one"}, {**STAGE, "name": "two", "batch_size": 9}]
+    data = [{"format": "phantom", "count": 4, "seed": 5}]
+    made = starting_point(tiny_config(language_folder, data__train=data, training__stages=stages), None)
+    with pytest.raises(InputError, match=r"stages\.two\.batch_size: 9.*--set training\.stages\.1\.batch_size=4"):
+        training.train(made, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    draw_study(tmp_path, 1)
+    (tmp_path / "list.csv").write_text("id,image,split\na,study1_frontal.png,train\nb,study1_frontal.png,\n")
+    with pytest.raises(InputError, match=r"list\.csv: has no study in split trian; it has train \(1\), without \(1\)"):
+        training_data.open_set(DataSet(path=tmp_path / "list.csv", split=("trian",)))
 
 
 @pytest.mark.parametrize("rate", ["0", "1e3"])
