@@ -75,7 +75,7 @@ class KnowledgeGraph(ConceptGraph):
         path = RESOURCES if path is None else Path(path)
         if path.is_dir():
             return tables.read_folder(path)
-        return tables.parse_json(tables.read_json(path), path)
+        return tables.read_graph_json(path)
 
     @cached_property
     def hash(self) -> str:
@@ -140,6 +140,7 @@ def write_atomic(path: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+        os.chmod(name, 0o644)  # a temporary file is its owner's alone
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -75,7 +75,7 @@ def _read_file(path: Path) -> Imported:
     if suffix == ".obo":
         return read_obo(path)
     if suffix == ".json":
-        return Imported(path, tables.parse_json(tables.read_json(path), path), "json")
+        return Imported(path, tables.read_graph_json(path), "json")
     text = tables.read_text(path)
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:

@@ -12,12 +12,13 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from knowledge.errors import at
+from knowledge.json_lines import entry_lines
 from knowledge.ontology import Concept, Edge, Kind, Relation
 
 CONCEPT_TABLES = {"findings.tsv": Kind.FINDING, "anatomy.tsv": Kind.ANATOMY, "attributes.tsv": Kind.ATTRIBUTE}
@@ -163,8 +164,13 @@ def read_folder(folder: Path) -> Content:
 
 def read_json(path: Path) -> Any:
     """Parses a JSON file; a fault names its line."""
+    return parse_text(read_text(path), path)
+
+
+def parse_text(text: str, path: Path) -> Any:
+    """Parses the text of a JSON file; a fault names its line."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise at(path, error.lineno, f"broken JSON: {error.msg}") from error
     except RecursionError as error:
@@ -186,39 +192,53 @@ def parse_views(raw: Any, path: Path | None) -> Views:
     return views
 
 
-def parse_json(raw: Any, path: Path | None) -> Content:
-    """Content of the JSON form."""
+def read_graph_json(path: Path) -> Content:
+    """Content of a file in the JSON form."""
+    text = read_text(path)
+    raw = parse_text(text, path)
+    return parse_json(raw, path, entry_lines(text))
+
+
+def parse_json(raw: Any, path: Path | None, lines: Mapping[str, Sequence[int]] | None = None) -> Content:
+    """Content of the JSON form.
+
+    Args:
+        raw: as `json` parsed it. path: for messages. lines: of the entries, from `entry_lines`.
+    """
+    concept_lines, edge_lines = ((lines or {}).get(key, ()) for key in ("concepts", "edges"))
     if not isinstance(raw, dict) or not isinstance(raw.get("concepts"), list):
         raise at(path, None, "not a knowledge graph: expected an object with the lists 'concepts' and 'edges'")
     content = Content(version=str(raw.get("version", "0")), views=parse_views(raw.get("views", {}), path))
     for index, entry in enumerate(raw["concepts"]):
+        line = concept_lines[index] if index < len(concept_lines) else None
         if (
             not isinstance(entry, dict)
             or not isinstance(entry.get("id"), str)
             or not isinstance(entry.get("name"), str)
         ):
-            raise at(path, None, f"concepts[{index}] needs the strings 'id' and 'name'")
+            raise at(path, line, f"concepts[{index}] needs the strings 'id' and 'name'")
         if entry.get("kind") not in list(Kind):
-            raise at(path, None, f"concepts[{index}] ({entry['id']}): kind must be one of {', '.join(Kind)}")
+            raise at(path, line, f"concepts[{index}] ({entry['id']}): kind must be one of {', '.join(Kind)}")
         lists = {key: entry.get(key, []) for key in ("synonyms", "adjectives", "xrefs")}
         for key, values in lists.items():
             if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-                raise at(path, None, f"concepts[{index}] ({entry['id']}): {key} must be a list of strings")
+                raise at(path, line, f"concepts[{index}] ({entry['id']}): {key} must be a list of strings")
         tuples = {key: tuple(values) for key, values in lists.items()}
         kind, source = Kind(entry["kind"]), str(entry.get("source", ""))
-        content.add_concept(Concept(entry["id"], entry["name"], kind, source=source, **tuples), path, None)
+        content.add_concept(Concept(entry["id"], entry["name"], kind, source=source, **tuples), path, line)
     edges = raw.get("edges", [])
     if not isinstance(edges, list):
         raise at(path, None, "'edges' must be a list")
     for index, entry in enumerate(edges):
+        line = edge_lines[index] if index < len(edge_lines) else None
         if not isinstance(entry, dict) or not all(
             isinstance(entry.get(k), str) for k in ("source", "target", "relation")
         ):
-            raise at(path, None, f"edges[{index}] needs the strings 'source', 'relation', 'target'")
-        relation = relation_of(entry["relation"], path, None)
-        weight = weight_of(str(entry.get("weight", "")), path, None)
+            raise at(path, line, f"edges[{index}] needs the strings 'source', 'relation', 'target'")
+        relation = relation_of(entry["relation"], path, line)
+        weight = weight_of(str(entry.get("weight", "")), path, line)
         provenance = str(entry.get("provenance", ""))
-        content.add_edge(Edge(entry["source"], entry["target"], relation, weight, provenance))
+        content.add_edge(Edge(entry["source"], entry["target"], relation, weight, provenance), path, line)
     return content
 
 

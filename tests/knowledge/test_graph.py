@@ -105,13 +105,28 @@ def test_subgraph_and_merge(graph: KnowledgeGraph) -> None:
     assert part.merge(graph).concepts.keys() == graph.concepts.keys()
 
 
+def test_a_fault_in_json_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "g.json"
+    path.write_text(
+        '{\n "concepts": [\n'
+        '  {"id": "a", "name": "thing", "kind": "finding", "synonyms": ["x, ]"]},\n\n  {"id": "b", "name": "x, ]",'
+        '"kind": "finding"}],\n "edges": [\n  {"source": "a", "target": "b", "relation": "is_a"},'
+        '\n  {"source": "b", "target": "a", "relation": "frobs"}]}'
+    )
+    with pytest.raises(KnowledgeError, match=r"g\.json:8: unknown relation .frobs"):
+        KnowledgeGraph.load(path)
+    path.write_text(path.read_text().replace("frobs", "is_a"))
+    with pytest.raises(KnowledgeError, match=r"g\.json:8: cycle in is_a"):
+        KnowledgeGraph.load(path)
+
+
 def test_loads_quickly() -> None:
     def seconds() -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         Lexicon(KnowledgeGraph.load())
-        return time.perf_counter() - started
+        return time.process_time() - started
 
-    assert min(seconds() for _ in range(5)) < 0.9  # 0.1 s on an idle core; the best of five, for a busy one
+    assert min(seconds() for _ in range(5)) < 0.9  # 0.1 s on an idle core
 
 
 def write(folder: Path, findings: str, anatomy: str = "", relations: str = "") -> Path:
