@@ -47,6 +47,7 @@ TOP = (
     "doctor",
     "weightless",
     "memory",
+    "tally",
     "sizing",
     "fitting",
     "watching",

@@ -10,6 +10,10 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vlm.fitting import Room
+    from vlm.memory import Need
+    from vlm.sizing import Shape
+
 
 def doctor(
     config: Annotated[
@@ -57,4 +61,68 @@ def _machine(console: Console) -> int:
 
 
 def _run(console: Console, config: Path, overrides: list[str], start: Path | None, limit: str | None) -> int:
-    raise NotImplementedError
+    from vlm.cli.progress import calm_libraries
+    from vlm.config import load_config
+
+    calm_libraries()
+    from vlm.fitting import estimate_run, propose, room_at_hand
+
+    resolved = load_config(config, overrides)
+    room = room_at_hand(limit)
+    need = estimate_run(resolved, start, room.gpu)
+    show_need(console, need, room)
+    if room.holds(need):
+        return 0
+    console.print("\nIt would need less with", highlight=False)
+    for proposal in propose(resolved, start, need, room):
+        sets = " ".join(f"--set {o}" for o in proposal.overrides)
+        total = _amount(proposal.need.peak(room.gpu) + room.program)
+        verdict = "[green]fits[/]" if proposal.fits else "not enough alone"
+        console.print(f"  {total:>9}  {verdict}: {sets}", highlight=False, soft_wrap=True)
+    return 1
+
+
+def show_need(console: Console, need: Need, room: Room) -> None:
+    """Prints what a run needs, stage by stage, and whether it fits."""
+    from rich.table import Table
+
+    for note in need.notes:
+        console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    names = list(dict.fromkeys(k for s in need.stages for k in s.held))
+    phases = list(dict.fromkeys(k for s in need.stages for k in s.phases))
+    table = Table("memory", *(s.name for s in need.stages), title=f"On {'the GPU' if room.gpu else 'the CPU'}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("[bold]held[/]")
+    for name in names:
+        table.add_row(f"  {name}", *(_amount(s.held[name]) if name in s.held else "" for s in need.stages))
+    table.add_row("[bold]while it runs, the largest of[/]")
+    for name in phases:
+        table.add_row(f"  {name}", *(_amount(s.phases[name]) if name in s.phases else "" for s in need.stages))
+    table.add_section()
+    table.add_row("[bold]stage[/]", *(_amount(s.peak) for s in need.stages))
+    table.add_row("heaviest batch", *(_shape(s.shape) for s in need.stages))
+    console.print(table)
+    for name, taken in need.around.items():
+        console.print(f"{name}: {_amount(taken)}", highlight=False)
+    if room.gpu:
+        host = max(s.host for s in need.stages)
+        console.print(f"beside the GPU, in the machine's memory: {_amount(host)}", highlight=False)
+    parts = ", ".join(f"{name} {_amount(taken)}" for name, taken in need.generation.items())
+    console.print(f"a batch of reports afterwards: {parts}", highlight=False)
+    total = need.peak(room.gpu) + room.program
+    fits = room.holds(need)
+    console.print(
+        f"\nneeds {_amount(total)} ({_amount(need.peak(room.gpu))} and {_amount(room.program)} for the program); "
+        f"{room.name} has {_amount(room.size)}: {'fits' if fits else 'does not fit'}",
+        style="green" if fits else "red", highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _shape(shape: Shape) -> str:
+    texts = f", {shape.prompt}+{shape.report} tokens" if shape.report else ""
+    return f"{shape.studies} studies, {shape.images} images of {shape.size}{texts}"
+
+
+def _amount(size: int) -> str:
+    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB"
