@@ -190,7 +190,7 @@ class Pipeline:
             report = Report(
                 study.id, draft.written, self.writer.structurer.sentences(draft.written, seen.evidence),
                 self.seer.findings(seen, draft.example), seen.boxes, seen.attention, draft.unmet,
-                trace={"steps": draft.trace} if settings.trace else None, explanation=seen.explanation,
+                trace={"steps": draft.trace} if settings.traced else None, explanation=seen.explanation,
             )  # fmt: skip
             reports.append(report if settings.abstain is None else withhold(report, settings.abstain))
         return replace(reports[0], alternatives=tuple(reports[1:]))

@@ -100,7 +100,7 @@ class ReportFolder:
             write_fhir(job.out / "fhir" / f"{stem}.json", report, seen, pipeline.checkpoint.hash)
         if job.dicom_sr:
             write_dicom_sr(job.out / "sr" / f"{stem}.dcm", report, seen, [_flips(i) for i in images])
-        if report.trace is not None:
+        if report.trace is not None and job.settings.trace:
             trace = {"id": study.id, **report.trace}
             write_whole(job.out / "trace" / f"{stem}.json", json.dumps(trace, ensure_ascii=False) + "\n")
         self.reports.append(report_to_dict(report, seen))

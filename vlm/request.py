@@ -29,7 +29,8 @@ class GenerationSettings:
         temperature, top_p: of sampling; None for the checkpoint's.
         seed: of everything that is drawn.
         num_reports: reports a study; those after the first are its alternatives.
-        trace: keep what the beams did. explain: say of each finding what moved it (`vlm.explaining`).
+        trace: keep what the beams did. explain: say of each finding what moved it (`vlm.explaining`), and keep what the
+            beams did for the page.
         constraints: the user's own, for every study, added to those of its findings.
 
     Raises:
@@ -53,6 +54,11 @@ class GenerationSettings:
     trace: bool = False
     explain: bool = False
     constraints: Constraints | None = None
+
+    @property
+    def traced(self) -> bool:
+        """Whether the search is recorded."""
+        return self.trace or (self.explain and self.decoding != "sample")
 
     def __post_init__(self) -> None:
         if self.decoding not in DECODINGS:

@@ -151,7 +151,7 @@ class Writer:
             answers = self._drawn(prefix, mask, compiled, drafts, settings, generation)
         else:
             judges = self._judges(drafts, settings, generation)
-            recorder = Recorder(self.checkpoint.tokenizer, len(drafts)) if settings.trace else None
+            recorder = Recorder(self.checkpoint.tokenizer, len(drafts)) if settings.traced else None
             answers = self._search(prefix, mask, compiled, drafts[0].search, judges, recorder)
             traces = [trace["steps"] for trace in recorder.traces] if recorder else traces
         pools: Sequence[Sequence[Written]] = [()] * len(drafts)

@@ -37,7 +37,7 @@ def generate(
         bool, typer.Option("--trace", help="Write what the beams did to OUT/trace, a file a study.")
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say what moved each finding, in reports.jsonl and on the page.")
+        bool, typer.Option("--explain", help="Say what moved each finding; draw that and the search on the page.")
     ] = False,
     constraints: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Constraints for every report, see `vlm.generation`.")
