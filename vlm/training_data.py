@@ -21,6 +21,7 @@ from vlm.data.blank import blank_study
 from vlm.data.examples import Example, ExampleBuilder
 from vlm.data.mirror import can_be_mirrored, mirrored
 from vlm.data.phantoms.chest_ct import phantom_study
+from vlm.data.phantoms.chest_xray import chest_xray_study
 from vlm.data.phantoms.kidney_ct import kidney_study
 from vlm.data.prepared import PreparedSet, is_prepared, is_url
 from vlm.data.sources import read_studies
@@ -31,7 +32,7 @@ from vlm.types import CachedFeatures, InputError, Modality, Study, StudyBatch
 console = Console(stderr=True)
 
 MADE: dict[str, Callable[[int, int], Study]] = {
-    "phantom": phantom_study, "phantom-kidney": kidney_study, "blank": blank_study,
+    "phantom": phantom_study, "phantom-kidney": kidney_study, "phantom-xray": chest_xray_study, "blank": blank_study,
 }  # fmt: skip
 """Data sets that are made and not read: format -> (seed, index) -> study."""
 
