@@ -15,9 +15,7 @@ from vlm.types import InputError
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "timm", "bitsandbytes", "datasets", "numpy")
 
 
-FREE = {
-    f"training.{name}" for name in ("save_minutes", "log_every", "keep", "processes", "timeout_seconds", "shard")
-}
+FREE = {f"training.{name}" for name in ("save_minutes", "log_every", "keep", "processes", "timeout_seconds", "shard")}
 """Settings that change nothing of what a run computes, and may differ when it is resumed."""
 
 

@@ -189,9 +189,7 @@ def test_early_stopping_counts_epochs_without_a_better_one(
 
 def test_what_runs_out_is_named(tmp_path: Path) -> None:
     stage = Stage.model_validate({**STAGES[1], "batch_size": 16})
-    with pytest.raises(
-        InputError, match=r"out of memory with batches of 16; try --set training\.stages\.1\.batch_siz"
-    ):
+    with pytest.raises(InputError, match=r"out of memory with batches of 16; try --set training\.stages\.1\.batch_siz"):
         with training.explained(1, stage, tmp_path):
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")
     with pytest.raises(InputError, match="another process of this run is gone"):
