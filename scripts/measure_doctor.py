@@ -82,7 +82,7 @@ def import_everything() -> None:
     import matplotlib
     import sklearn.metrics  # noqa: F401
     import torch
-    import torch._dynamo  # noqa: F401
+    import torch._dynamo
     from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 

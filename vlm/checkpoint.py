@@ -155,7 +155,9 @@ def _write_parts(
         named |= {"path": path, "revision": commit, "fingerprint": fingerprint(source)}
     if isinstance(language, PeftModel):
         inside = {n.removeprefix("language.model."): t for n, t in whole.items() if n.startswith("language.model.")}
-        write_adapter(fresh / "adapter", language, dtype, "../language" if named["bundled"] else named["path"], inside)
+        write_adapter(
+            fresh / "adapter", language, dtype, "../language" if named["bundled"] else str(named["path"]), inside
+        )
     return named
 
 

@@ -15,7 +15,7 @@ from vlm.memory import Need, need_of
 from vlm.processes import autocast_dtype
 from vlm.sizing import look_at
 from vlm.types import InputError
-from vlm.weightless import without_weights
+from vlm.weightless import Weightless, without_weights
 
 CONTEXT = 600 * 2**20
 """What CUDA and its libraries take of a GPU before anything is stored there."""
@@ -84,11 +84,22 @@ def room_at_hand(limit: str | None) -> Room:
 
 
 def estimate_run(config: Config, start: Path | None, gpu: bool) -> Need:
-    """What a run needs (raises as `vlm.weightless.without_weights`)."""
-    built = without_weights(config, start)
-    if not built.config.training.stages:
+    """What a run needs (raises as `vlm.weightless.without_weights` and `estimate`)."""
+    return estimate(without_weights(config, start), gpu)
+
+
+def estimate(built: Weightless, gpu: bool) -> Need:
+    """What a run needs.
+
+    Args:
+        built: what it trains. gpu: on a GPU.
+
+    Raises:
+        InputError: no stage or no data set is named.
+    """
+    data, training = built.config.data, built.config.training
+    if not training.stages:
         raise InputError("training.stages: names no stage, so there is nothing to estimate")
-    data = built.config.data
     if not data.train:
         raise InputError("data.train: names no data set")
     facts = {
@@ -96,7 +107,7 @@ def estimate_run(config: Config, start: Path | None, gpu: bool) -> Need:
         for name, sources in (("train", data.train), ("validation", data.validation))
     }
     device = "cuda" if gpu else "cpu"
-    return need_of(built, facts, autocast_dtype(built.config.training.dtype, torch.device(device)), device)
+    return need_of(built, facts, autocast_dtype(training.dtype, torch.device(device)), device)
 
 
 def propose(config: Config, start: Path | None, need: Need, room: Room) -> Iterator[Proposal]:

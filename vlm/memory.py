@@ -11,7 +11,7 @@ A stage's need is that of its hungriest phase; the run's, that of its hungriest 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -89,7 +89,7 @@ class Need:
 
 
 def need_of(
-    weightless: Weightless, facts: dict[str, Sequence[SetFacts]], dtype: torch.dtype | None, device: str = "cpu"
+    weightless: Weightless, facts: Mapping[str, Sequence[SetFacts]], dtype: torch.dtype | None, device: str = "cpu"
 ) -> Need:
     """What a run needs.
 
@@ -104,7 +104,7 @@ class Estimate:
     """The arithmetic of one run (arguments as in `need_of`)."""
 
     def __init__(
-        self, weightless: Weightless, facts: dict[str, Sequence[SetFacts]], dtype: torch.dtype | None, device: str
+        self, weightless: Weightless, facts: Mapping[str, Sequence[SetFacts]], dtype: torch.dtype | None, device: str
     ) -> None:
         self.weightless, self.facts, self.dtype, self.device = weightless, facts, dtype, device
         self.model, self.config = weightless.model, weightless.config

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -184,7 +185,8 @@ class Meeting:
 
     def __init__(self, minutes: float = 60.0) -> None:
         several = dist.is_initialized() and dist.get_world_size() > 1
-        self.group = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes)) if several else None
+        made: Any = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes)) if several else None
+        self.group: dist.ProcessGroup | None = made
 
     def wait(self) -> None:
         """Returns when every process has come."""
@@ -207,7 +209,8 @@ class Watch:
     def __init__(self, seconds: float, where: Path) -> None:
         self.where, self.leaving = where, threading.Event()
         several = dist.is_initialized() and dist.get_world_size() > 1
-        self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=0.8 * seconds)) if several else None
+        made: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=0.8 * seconds)) if several else None
+        self.group: dist.ProcessGroup | None = made
         if several:
             threading.Thread(target=self._listen, daemon=True).start()
 

@@ -155,5 +155,5 @@ def repeated(batch: StudyBatch, times: int) -> StudyBatch:
         batch, ids=batch.ids * times, image_study=torch.cat(images), cached=cached,
         boxes_xyxy=batch.boxes_xyxy * times, box_classes=batch.box_classes * times,
         maps=None if batch.maps is None else tuple(torch.cat([m] * times) for m in batch.maps),
-        **{name: again(getattr(batch, name)) for name in rows},
+        **{name: again(getattr(batch, name)) for name in rows},  # type: ignore[arg-type]
     )  # fmt: skip

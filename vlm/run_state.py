@@ -100,8 +100,8 @@ def _write(root: Path, position: Position, tensors: dict[str, Tensor], keep: int
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    stale = sorted(p for p in root.iterdir() if p.is_dir() and p.name != name and not p.name.startswith("."))
-    for folder in [*stale[: -(keep - 1) or None], *root.glob(".*.old.tmp")]:
+    older = sorted(p for p in root.iterdir() if p.is_dir() and p.name != name and not p.name.startswith("."))
+    for folder in [*older[: -(keep - 1) or None], *root.glob(".*.old.tmp")]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -85,7 +85,8 @@ def look_at(source: DataSet, data: Data, tokenizer: PreTrainedTokenizerBase | No
         size = max(data.image_size.values())
         full = np.array([[size, data.max_views, data.max_prompt_tokens, data.max_report_tokens]])
         note = f"{error}: counted with the longest texts and most views that the configuration allows"
-        return SetFacts(count, False, *full.T, note)
+        size, views, prompt, report = full.T
+        return SetFacts(count, False, size, views, prompt, report, note)
 
 
 def _even(count: int, most: int) -> list[int]:

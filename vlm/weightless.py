@@ -99,7 +99,7 @@ def without_weights(config: Config, start: Path | None = None) -> Weightless:
     base = _language(config, language)
     stand_in = _Words(_width(base))
     model, _ = build_model(
-        config.model, graph, config.data.image_size.get("default", 256), stand_in, tokenizer or _Plain(),
+        config.model, graph, config.data.image_size.get("default", 256), stand_in, tokenizer or _Plain(),  # type: ignore[arg-type]
         vision_weights=False,
     )  # fmt: skip
     head, tail = model.language.head.tolist(), model.language.tail.tolist()
@@ -175,7 +175,7 @@ class FewBits(nn.Linear):
         self.weight = nn.Parameter(torch.empty(rows * columns * bits // 8, dtype=torch.uint8), requires_grad=False)
         scales = blocks + 4 * -(-blocks // SECOND_BLOCK) if bits == 4 else 4 * rows
         self.register_buffer("scales", torch.empty(scales, dtype=torch.uint8))
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""

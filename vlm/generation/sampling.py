@@ -10,6 +10,7 @@ Shapes: B studies, K samples, T new tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def sample(
         logits[..., list(settings.suppress_token_ids)] = float("-inf")
         if position < settings.min_new_tokens:
             logits[..., ends] = float("-inf")
-        log_p = logits.log_softmax(-1)
+        log_p = logits - logits.logsumexp(-1, keepdim=True)  # log_softmax rounds by the number of threads
         noise = torch.stack([torch.rand(width, vocabulary, generator=g) for g in generators]).to(log_p.device)
         noise = -(-noise.clamp_min(1e-20).log()).log()
         drawn = _nucleus(log_p, top_p) / temperature + noise
@@ -100,7 +101,8 @@ def sample(
         going = (~done).to(torch.uint8).argmax(-1, keepdim=True)
         logits = stepper.step(token, torch.where(done, going, parents))
     tokens = torch.stack(written, dim=-1).tolist()  # (B, K, T)
-    unmet = bound.names() if bound is not None else [[()] * width] * batch
+    nothing: list[list[tuple[str, ...]]] = [[()] * width] * batch
+    unmet: Any = bound.names() if bound is not None else nothing
     return [
         [_candidate(*sampled) for sampled in zip(rows, values, names, strict=True)]
         for rows, values, names in zip(tokens, total.tolist(), unmet, strict=True)

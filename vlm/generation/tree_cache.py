@@ -226,7 +226,8 @@ class HuggingFaceStepper:
         self.attention_mask = torch.nn.functional.pad(attention_mask, (self.ahead, 0), value=1)
         self.slots = Slots(self.attention_mask.bool(), num_beams, max_new_tokens)
         count = config.num_hidden_layers
-        self.layers = [TreeLayer(self.slots, pair) for pair in before or [None] * count]
+        pairs: list[tuple[Tensor, Tensor] | None] = [*before] if before else [None] * count
+        self.layers = [TreeLayer(self.slots, pair) for pair in pairs]
         self.cache = Cache(layers=list(self.layers))
         self.dtype: torch.dtype = model.dtype
 

@@ -182,10 +182,10 @@ def adapter_type(model: nn.Module) -> str:
     """One of `TYPES`, or "none"."""
     if not isinstance(model, PeftModel):
         return "none"
-    config = model.peft_config[model.active_adapter]
-    kind = str(config.peft_type.value).lower()  # type: ignore[union-attr]
+    config: Any = model.peft_config[model.active_adapter]
+    kind = str(config.peft_type.value).lower()
     if kind == "lora":
-        return "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"  # type: ignore[union-attr]
+        return "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"
     return {"prefix_tuning": "prefix"}.get(kind, kind)
 
 
@@ -195,7 +195,8 @@ def virtual_tokens(model: nn.Module, batch: int) -> list[tuple[Tensor, Tensor]] 
         return None
     assert isinstance(model, PeftModel)
     config: Any = model.peft_config[model.active_adapter]
-    flat = model.prompt_encoder[model.active_adapter].embedding.weight  # (tokens, layers * 2 * heads * width)
+    encoder: Any = model.prompt_encoder[model.active_adapter]
+    flat: Tensor = encoder.embedding.weight  # (tokens, layers * 2 * heads * width)
     heads = config.num_attention_heads
     parts = flat.view(config.num_virtual_tokens, config.num_layers * 2, heads, config.token_dim // heads)
     parts = parts.permute(1, 2, 0, 3)[:, None].expand(-1, batch, -1, -1, -1)

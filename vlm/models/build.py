@@ -105,7 +105,8 @@ def _compose(
         head = DetectionHead(dim, len(detection.labels), vision.strides, detection.layers, detection.strides)
     fusion = FUSIONS.get(knowledge.fusion) if knowledge.enabled else None
     with torch.no_grad():  # as the model reads them: some families scale their embeddings
-        every = torch.arange(language.embedding.weight.shape[0])  # type: ignore[index, union-attr]
+        words = int(language.embedding.weight.shape[0])  # type: ignore[index, union-attr, arg-type]
+        every = torch.arange(words)
         norm = float(language.embed(every).float().norm(dim=1).mean())
     return ReportGenerator(
         vision=vision,

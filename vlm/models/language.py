@@ -193,7 +193,7 @@ def frame(tokenizer: PreTrainedTokenizerBase, kind: str) -> tuple[list[int], lis
 def decoder_layers(base: nn.Module) -> list[nn.Module]:
     """The layers of a causal LM: its longest list of modules of one kind."""
     lists = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
-    return list(max(lists, key=len)) if lists else []
+    return list(max((list(m) for m in lists), key=len)) if lists else []
 
 
 @contextmanager

@@ -40,12 +40,12 @@ def make_device(name: str, side: Side | None, body: ChestBody, rng: np.random.Ge
     sign = -1 if side == "right" else 1
     h, d, carina = body.height, body.depth, body.carina
     track_x, track_y = float(body.trachea.x[1]), float(body.trachea.y[1])
-    cava = [(-22, -12 * d, 0.16 * h), (-24, -12 * d, carina - 8)]
+    cava = [(-22.0, -12 * d, 0.16 * h), (-24.0, -12 * d, carina - 8)]
     if name == "endotracheal tube":
         above = float(rng.uniform(20, 65))
         x, y = (float(np.interp(carina - above, body.trachea.z, w)) for w in (body.trachea.x, body.trachea.y))
         path = _through((track_x, track_y - 6, -0.46 * h), (track_x, track_y, -0.1 * h), (x, y, carina - above))
-        return Device(name, None, (_wire(path, 0.9, 3.5), Curve(path, np.full(len(path), 4.6), 0.9, 1.8)), above)
+        return Device(name, None, (Curve(path, np.full(len(path), 4.6), 0.9, 1.8), _wire(path, 0.9, 4.0)), above)
     if name == "enteric tube":
         gullet = float(np.interp(0.6 * h, body.spine.z, body.spine.y)) - 32
         path = _through(
@@ -67,7 +67,7 @@ def make_device(name: str, side: Side | None, body: ChestBody, rng: np.random.Ge
             (sign * (x + 55), 12, 0.70 * h), (sign * (x + 4), 10, 0.60 * h), (sign * 0.86 * x, 14, 0.42 * h),
             (sign * 0.62 * x, 18, 0.24 * h), (sign * 0.42 * x, 20, 0.11 * h),
         )  # fmt: skip
-        return Device(name, side, (_wire(path, 1.2, 4.0), Curve(path, np.full(len(path), 3.6), 0.9, 1.6)))
+        return Device(name, side, (Curve(path, np.full(len(path), 3.8), 1.2, 1.6), _wire(path, 1.3, 4.5)))
     if name == "pacemaker":
         return Device(name, side, _pacemaker(sign, body, cava, rng))
     z = np.linspace(0.16, 0.62, 6) * h + rng.normal(0, 2, 6)

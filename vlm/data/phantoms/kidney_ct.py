@@ -176,7 +176,8 @@ def _lesion(canvas: Canvas, patient: Abdomen, lesion: KidneyLesion, z: float) ->
         core = blob(rng, x + 0.1 * radius, y, 0.5 * radius * scale, 0.42 * radius * scale, 0.12)
         canvas.fill(core, 22, 0.85)
     for _ in range(6):
-        u, v, r = [*rng.uniform(-0.6, 0.6, 2).tolist(), rng.uniform(0.12, 0.3)]
+        u, v = (float(x) for x in rng.uniform(-0.6, 0.6, 2))
+        r = float(rng.uniform(0.12, 0.3))
         spot = ellipse(x + u * radius * scale, y + v * radius * scale, r * radius * scale, r * radius * scale)
         canvas.fill(spot, lesion.value + rng.normal(0, 22), 0.6)
     return outline

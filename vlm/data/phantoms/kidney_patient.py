@@ -159,7 +159,8 @@ def _lesions(rng: np.random.Generator, contrast: bool) -> tuple[KidneyLesion, ..
     taken: set[tuple[Kind, Side]] = set()
     out: list[KidneyLesion] = []
     while len(out) < count:
-        kind, side = KINDS[int(rng.integers(4))], ("right", "left")[int(rng.integers(2))]
+        kind = KINDS[int(rng.integers(4))]
+        side: Side = ("right", "left")[int(rng.integers(2))]  # type: ignore[assignment]
         if (kind, side) in taken:
             continue
         taken.add((kind, side))

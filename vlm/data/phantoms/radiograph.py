@@ -10,6 +10,7 @@ Beams are parallel. Attenuation per centimetre is that of about 70 keV: soft tis
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -86,7 +87,7 @@ class Projector:
         full, half = grids(axis, self.body)
         self.masks: list[np.ndarray | None] = [None] * len(self.findings)
         smooth, share = self._smooth(half, rng)
-        attenuation = cv2.resize(smooth, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+        attenuation: Any = cv2.resize(smooth, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
         open_lung = cv2.resize(share, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
         trunk = attenuation > 0.4
         attenuation += draw_vessels(self.vessels, full) * open_lung * np.float32(3.0 * SOFT)
@@ -130,7 +131,7 @@ class Projector:
                     fill = SOFT if isinstance(finding, Effusion) else 0.0
                     self._mark_pleura(at, finding, whole - left, grid)
                     if isinstance(finding, Pneumothorax):
-                        attenuation += _edge(left) * np.float32(SOFT * 2.4)
+                        attenuation += _edge(left, whole) * np.float32(SOFT * 2.4)
             lesions = self._lesions(side, aerated, between, dome, grid, rng)
             attenuation -= whole * np.float32(SOFT) - left * texture * np.float32(LUNG)
             attenuation += (whole - left) * np.float32(fill) + lesions
@@ -194,10 +195,11 @@ class Projector:
         return (1 - 0.75 * disc + 0.35 * ends).astype(np.float32)[:, None]
 
 
-def _edge(lung: np.ndarray) -> np.ndarray:
-    """The visceral pleura: a line in mm where the lung's shadow ends."""
+def _edge(lung: np.ndarray, cavity: np.ndarray) -> np.ndarray:
+    """The visceral pleura: a line in mm where the lung's shadow ends and that of free air goes on."""
     mask = (lung > 3).astype(np.uint8)
     line = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)).astype(np.float32)
+    line *= cavity > lung + 8
     return cv2.GaussianBlur(line, (0, 0), 0.6) * 6
 
 
