@@ -192,8 +192,11 @@ def frame(tokenizer: PreTrainedTokenizerBase, kind: str) -> tuple[list[int], lis
 
 def decoder_layers(base: nn.Module) -> list[nn.Module]:
     """The layers of a causal LM: its longest list of modules of one kind."""
-    lists = [m for m in base.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
-    return list(max((list(m) for m in lists), key=len)) if lists else []
+    longest: list[nn.Module] = []
+    for module in base.modules():
+        if isinstance(module, nn.ModuleList) and len({type(x) for x in module}) == 1 and len(module) > len(longest):
+            longest = list(module)
+    return longest
 
 
 @contextmanager
