@@ -48,8 +48,9 @@ def phantom(
     """Writes phantom studies: DICOM files or volumes, and studies.jsonl with exact boxes, findings and reports."""
     from rich.console import Console
 
+    from vlm.data.parallel import cores
     from vlm.data.phantoms.writing import write_kind
 
-    studies = write_kind(kind, out, n, seed, volume, priors, show=True)
+    studies = write_kind(kind, out, n, seed, volume, priors, show=True, workers=cores())
     boxes = sum(len(s.boxes or ()) for s in studies)
     Console().print(f"{len(studies)} studies with {boxes} lesions: {out / 'studies.jsonl'}", markup=False)

@@ -13,6 +13,7 @@ import numpy as np
 from rich.progress import track
 
 from vlm.data.layouts.tabular import write_studies
+from vlm.data.parallel import Workers
 from vlm.data.phantoms.chest_ct import write_phantom
 from vlm.data.phantoms.dicom_files import write_slice
 from vlm.data.phantoms.kidney_ct import kidney_pair_slices, kidney_study_slice, kidney_volume
@@ -23,7 +24,14 @@ KINDS = ("chest-ct", "kidney-ct", "chest-xray")
 
 
 def write_kind(
-    kind: str, out: Path, n: int, seed: int, volume: bool = False, priors: bool = False, show: bool = False
+    kind: str,
+    out: Path,
+    n: int,
+    seed: int,
+    volume: bool = False,
+    priors: bool = False,
+    show: bool = False,
+    workers: int = 1,
 ) -> list[Study]:
     """Writes `n` phantom studies of a kind and their truth.
 
@@ -31,6 +39,7 @@ def write_kind(
         kind: of `KINDS`. out: folder, made when absent. n: how many. seed: the same seed gives the same bytes.
         volume: whole volumes as NIfTI in place of DICOM slices (kidney-ct). priors: an earlier study of every patient,
             with a change that the later report states (kidney-ct, chest-xray). show: a progress bar.
+        workers: processes; any number writes the same files.
 
     Returns:
         The studies, their images named by path; a prior stands before its later study.
@@ -47,14 +56,26 @@ def write_kind(
             raise InputError("--priors: a chest-ct slice has no study before it; choose kidney-ct or chest-xray")
         return write_phantom(out, n, seed, show)
     out.mkdir(parents=True, exist_ok=True)
-    make: Callable[[Path, int, int, bool], Iterator[Study]] = _xray if kind == "chest-xray" else _kidney
-    if volume:
-        make = _volumes
-    studies = []
-    for index in track(range(n), description="phantom", disable=not show, transient=True):
-        studies += list(make(out, seed, index, priors))
+    name = "volumes" if volume else kind
+    tasks = [(name, out, seed, index, priors) for index in range(n)]
+    made: dict[int, list[Study]] = {}
+    # A handful is drawn before other processes have started.
+    with Workers(workers if n >= 16 else 1) as pool:
+        done = pool.map(_make, tasks)
+        for index, found in track(done, description="phantom", total=n, disable=not show, transient=True):
+            made[index] = found
+    studies = [study for index in range(n) for study in made[index]]
     write_studies(out / "studies.jsonl", studies)
     return studies
+
+
+def _make(task: tuple[str, Path, int, int, bool]) -> tuple[int, list[Study]]:
+    """One patient, in whichever process."""
+    name, out, seed, index, priors = task
+    makers: dict[str, Callable[[Path, int, int, bool], Iterator[Study]]] = {
+        "chest-xray": _xray, "kidney-ct": _kidney, "volumes": _volumes
+    }  # fmt: skip
+    return index, list(makers[name](out, seed, index, priors))
 
 
 def _kidney(out: Path, seed: int, index: int, priors: bool) -> Iterator[Study]:
