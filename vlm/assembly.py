@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import yaml
-from rich.table import Table
 
 from knowledge.errors import KnowledgeError
 from knowledge.graph import KnowledgeGraph
 from vlm.checkpoint import SHIPPED, Calibration, Checkpoint, load_checkpoint
 from vlm.config import Config
 from vlm.models.build import build_model, label_list
-from vlm.optimization import select_parameters
 from vlm.types import InputError
 
 
@@ -85,13 +82,3 @@ def over(old: Config, new: Config) -> Config:
             "generation": old.generation.model_copy(update=generation),
         }
     )
-
-
-def describe(checkpoint: Checkpoint) -> Table:
-    """The resolved configuration and, for each stage, how many parameters of each part it trains."""
-    config = checkpoint.config
-    table = Table("stage", "part", "parameters", title=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    for stage in config.training.stages:
-        for part, parameters in select_parameters(checkpoint.model, stage, config.model.vision.frozen_stages).items():
-            table.add_row(stage.name, part, f"{sum(p.numel() for p in parameters):,}")
-    return table

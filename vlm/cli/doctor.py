@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vlm.config import Config
     from vlm.fitting import Room
     from vlm.memory import Need
     from vlm.sizing import Shape
@@ -80,6 +81,33 @@ def _run(console: Console, config: Path, overrides: list[str], start: Path | Non
         verdict = "[green]fits[/]" if proposal.fits else "not enough alone"
         console.print(f"  {total:>9}  {verdict}: {sets}", highlight=False, soft_wrap=True)
     return 1
+
+
+def dry_run(console: Console, config: Config, start: Path | None) -> None:
+    """Prints the resolved configuration, what each stage trains in how many steps, and the memory that it needs; no
+    weights are read."""
+    import yaml
+    from rich.table import Table
+
+    from vlm.fitting import estimate, room_at_hand
+    from vlm.watching import check_choice, check_trackers
+    from vlm.weightless import without_weights
+
+    built = without_weights(config, start)
+    check_trackers(config.training.trackers)
+    for stage in config.training.stages:
+        check_choice(stage)
+    room = room_at_hand(None)
+    need = estimate(built, room.gpu)
+    resolved = yaml.safe_dump(built.config.model_dump(mode="json"), sort_keys=False)
+    console.print(resolved, markup=False, highlight=False, soft_wrap=True)
+    table = Table("stage", "steps", "part", "parameters that learn", title="Stages")
+    for own in need.stages:
+        for number, (part, count) in enumerate(own.parameters.items()):
+            first = number == 0
+            table.add_row(own.name if first else "", f"{own.steps:,}" if first else "", part, f"{count:,}")
+    console.print(table)
+    show_need(console, need, room)
 
 
 def show_need(console: Console, need: Need, room: Room) -> None:

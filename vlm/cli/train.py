@@ -23,7 +23,10 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the last state in --out when there is one.")] = True,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the resolved configuration and the trainable parameters, then stop."),
+        typer.Option(
+            "--dry-run",
+            help="Print the resolved configuration, what each stage trains, its steps and the memory it needs; stop.",
+        ),
     ] = False,
 ) -> None:
     """Train in stages; the best model by validation is left in OUT/best."""
@@ -32,7 +35,7 @@ def train(
     from vlm.cli.progress import calm_libraries
 
     calm_libraries()
-    from vlm.assembly import describe, starting_point
+    from vlm.assembly import starting_point
     from vlm.config import load_config
     from vlm.training import Interrupted
     from vlm.training import train as run
@@ -40,10 +43,12 @@ def train(
     console = Console()
     resolved = load_config(config, set_ or [])
     out = out or Path("runs") / config.stem
-    checkpoint = starting_point(resolved, start)
     if dry_run:
-        console.print(describe(checkpoint))
+        from vlm.cli.doctor import dry_run as shown
+
+        shown(console, resolved, start)
         return
+    checkpoint = starting_point(resolved, start)
     try:
         metrics = run(checkpoint, out, resume)
     except Interrupted as stopped:
