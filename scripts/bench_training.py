@@ -371,8 +371,8 @@ def show(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     once = ", ".join(f"{name} {seconds:.1f} cores' s" for name, seconds in result["once_s"].items())
     console.print(
-        f"once: {once}; spread over {result['epochs']} epochs ours is {result['times_plain_with_once']:.2f} times plain "
-        "by cores"
+        f"once: {once}; spread over {result['epochs']} epochs ours is {result['times_plain_with_once']:.2f} times "
+        "plain by cores"
     )
     loop = ", ".join(f"{name} {100 * share:.1f}%" for name, share in result["loop"].items())
     console.print(f"our loop: {loop}, all else {100 * result['outside']:.1f}%")
