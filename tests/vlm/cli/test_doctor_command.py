@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import yaml
+from tiny import tiny_config
+
 from vlm import doctor
+from vlm.cli.main import main
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,3 +57,62 @@ def test_a_part_that_fails_is_told_and_the_rest_goes_on(monkeypatch) -> None:  #
 
 def test_bits_are_tried_and_not_only_found() -> None:
     assert "works on the" in doctor.PARTS["4-bit weights (nf4)"]()
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def small(tmp_path: Path, language_folder: Path) -> Path:
+    """A run of one stage on a language model of which only the configuration file is there."""
+    folder = tmp_path / "language"
+    folder.mkdir()
+    (folder / "config.json").write_text((language_folder / "config.json").read_text())
+    tree = tiny_config(folder).model_dump(mode="json")
+    tree["data"] |= {"train": [{"format": "blank", "count": 16}], "validation": [{"format": "blank", "count": 8}]}
+    tree["training"]["stages"] = [
+        {"name": "text", "epochs": 2, "train": ["bridge", "adapter"], "losses": ["report"], "batch_size": 8}
+    ]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "run.yaml"
+
+
+def test_a_run_that_does_not_fit_is_told_what_would(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor", str(small), "--memory", "900TB") == 0
+    assert "fits" in capsys.readouterr().out
+    assert run("doctor", str(small), "--memory", "1MB") == 1
+    shown = capsys.readouterr().out
+    assert "its tokenizer is not at hand" in shown
+    assert "does not fit" in shown
+    assert "--set training.gradient_checkpointing=true" in shown
+    assert "--set training.stages.0.batch_size=4 --set training.stages.0.accumulate=2" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--memory", "much"), "--memory 'much': write it as 24GB or 500MB"),
+        (("--set", "training.stages=[]"), "training.stages: names no stage"),
+        (("--set", "model.language.path=./nowhere"), "./nowhere: no configuration of a language model"),
+        (("--start", "nowhere"), "nowhere: is not a checkpoint that can be read"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    arguments: tuple[str, ...], message: str, small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("doctor", str(small), *arguments) == 2
+    shown = capfd.readouterr().err
+    assert message in " ".join(shown.split())
+    assert "Traceback" not in shown
+
+
+def test_a_dry_run_counts_parameters_and_steps(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", str(small), "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "gradient_checkpointing: false" in shown
+    row = next(line for line in shown.splitlines() if "bridge" in line and "│" in line)
+    assert row.split("│")[2].strip() == "4"
+    assert not Path("runs/run").exists()
