@@ -78,7 +78,7 @@ def _run(console: Console, config: Path, overrides: list[str], start: Path | Non
     for proposal in propose(resolved, start, need, room):
         sets = " ".join(f"--set {o}" for o in proposal.overrides)
         total = _amount(proposal.need.peak(room.gpu) + room.program)
-        verdict = "[green]fits[/]" if proposal.fits else "not enough alone"
+        verdict = "[green]fits[/]" if proposal.fits else "not enough"
         console.print(f"  {total:>9}  {verdict}: {sets}", highlight=False, soft_wrap=True)
     return 1
 
