@@ -109,7 +109,8 @@ def draw_curve(out: Path) -> None:
             if any(name in r for r in epochs):
                 axis.plot([r["step"] for r in epochs], [r.get(name) for r in epochs], "o-", label=f"validation {name}")
         axis.set(title=stage, xlabel="step", yscale="log")
-        axis.legend(fontsize=7)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(out / "curve.png", dpi=110)
     pyplot.close(figure)
