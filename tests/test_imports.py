@@ -26,6 +26,7 @@ TOP = (
     "batch",
     "training",
     "pipeline",
+    "ensemble",
     "writing",
     "request",
     "report_folder",

@@ -114,6 +114,9 @@ def apply_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
         raise InputError(f"{folder}: does not fit this language model: {' '.join(str(error).split())[:300]}") from None
     language.model.requires_grad_(False)
     base.model.eval()
+    named = folder / (OWN if record is not None else "adapter_config.json")
+    weights = [_sha256(p) for p in sorted(folder.glob("adapter_model.*"))] if record is None else []
+    base.hash = hashlib.sha256("".join([base.hash, _sha256(named), *weights]).encode()).hexdigest()
     if record is None:
         return base
     _, unexpected = base.model.load_state_dict(parts, strict=False)
@@ -122,7 +125,6 @@ def apply_adapter(base: Checkpoint, folder: Path) -> Checkpoint:
     base.calibration, base.metrics = read_calibration(record["calibration"]), record["metrics"]
     told = parse_config({**record["config"], "model": base.config.model.model_dump(mode="json")}, str(folder / OWN))
     base.config = base.config.model_copy(update={"data": told.data, "generation": told.generation})
-    base.hash = hashlib.sha256((base.hash + _sha256(folder / OWN)).encode()).hexdigest()
     return base
 
 

@@ -5,7 +5,8 @@
         ...
 
 Each study's images are looked at alone; its texts are written together with those of studies like it. A study that
-cannot be read is yielded as a `FailedStudy`, and the rest goes on.
+cannot be read is yielded as a `FailedStudy`, and the rest goes on. Several checkpoints see and write together
+(`vlm.ensemble`); one is an ensemble of itself.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 
-from vlm.adapter_folder import apply_adapter
-from vlm.checkpoint import Checkpoint, load_checkpoint
-from vlm.data.batches import Collator, move
-from vlm.data.examples import ExampleBuilder
+from vlm.checkpoint import Checkpoint
+from vlm.data.batches import move
+from vlm.data.examples import Example
+from vlm.ensemble import Member, check_members, join_seen, joined, load_members
 from vlm.explaining import Explainer
 from vlm.generation.structuring import withhold
-from vlm.models.detection import select_boxes
 from vlm.request import GenerationSettings
-from vlm.seeing import Seer
 from vlm.types import InputError, Report, Study, StudyBatch, StudyImage
 from vlm.writing import Draft, Writer
 
@@ -44,47 +45,50 @@ class FailedStudy:
 
 
 class Pipeline:
-    """A loaded checkpoint and all that turns its output into reports.
+    """Loaded checkpoints and all that turns their output into reports.
 
     Args:
-        checkpoint: loaded, in evaluation mode.
+        checkpoints: one, or the members of an ensemble; loaded, in evaluation mode.
+        names: what messages call them.
+
+    Raises:
+        InputError: members that can't write together.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-        self.model = checkpoint.model
-        config = checkpoint.config
-        self.builder = ExampleBuilder(
-            config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
-            view=config.model.knowledge.view,
-            begin=config.model.language.frame == "prompt",
-        )  # fmt: skip
-        self.collate = Collator(self.builder)
-        self.seer = Seer(checkpoint)
-        self.writer = Writer(checkpoint, self.builder, self.seer)
-        self.device = next(self.model.parameters()).device
+    def __init__(self, *checkpoints: Checkpoint, names: Sequence[str] | None = None) -> None:
+        check_members(checkpoints, names or [f"member {number}" for number in range(1, len(checkpoints) + 1)])
+        self.members = [Member(checkpoint) for checkpoint in checkpoints]
+        first = self.members[0]
+        self.checkpoint = joined(checkpoints)
+        self.model, self.builder, self.collate = first.model, first.builder, first.collate
+        self.seer, self.device = first.seer, first.device
+        others = [(m.model, m.builder) for m in self.members[1:]]
+        self.writer = Writer(self.checkpoint, self.builder, self.seer, others)
 
     @classmethod
-    def load(cls, folder: Path | None = None, adapter: Path | None = None) -> Pipeline:
+    def load(
+        cls, folder: Path | Sequence[Path] | None = None, adapter: Path | Sequence[Path] | None = None
+    ) -> Pipeline:
         """Loads a checkpoint folder, by default the shipped one, and where asked for puts another adapter on it; on a
-        GPU if there is one.
+        GPU if there is one. Of several folders or adapters an ensemble is made (`ensemble.load_members`).
 
         Raises:
-            InputError: a folder that is damaged, or an adapter that was made for another base.
+            InputError: a folder that is damaged, an adapter that was made for another base, or members that can't write
+                together.
         """
-        checkpoint = load_checkpoint(folder)
-        if adapter is not None:
-            checkpoint = apply_adapter(checkpoint, adapter)
+        checkpoints, names = load_members(_listed(folder), _listed(adapter))
         if torch.cuda.is_available():
             # Of several processes each has a GPU of its own.
             number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-            checkpoint.model.to(torch.device("cuda", number))
-        return cls(checkpoint)
+            for checkpoint in checkpoints:
+                checkpoint.model.to(torch.device("cuda", number))
+        return cls(*checkpoints, names=names)
 
     @cached_property
     def explainer(self) -> Explainer:
-        """Made when first asked for: it encodes the graph without each edge in turn."""
-        return Explainer(self.checkpoint)
+        """Made when first asked for: it encodes the graph without each edge in turn. Of an ensemble the first member is
+        explained: changes of one model's log odds are no share of a mean of probabilities."""
+        return Explainer(self.members[0].checkpoint)
 
     def reports(
         self, studies: Iterable[Study], settings: GenerationSettings | None = None
@@ -169,18 +173,29 @@ class Pipeline:
     @torch.inference_mode()
     def _draft(self, index: int, study: Study, settings: GenerationSettings) -> Draft | FailedStudy:
         try:
-            example = self.builder.build(replace(study, report=None, findings=None, boxes=None), settings.max_views)
-            batch = self.on_device(self.collate([example]))
-            if settings.blank and batch.pixel_values is not None:
-                batch.pixel_values = torch.full_like(batch.pixel_values, 0.5)
-            image = self.model.encode(batch)
-            (seen,) = self.seer.see(image, batch, [example], settings.attention)
+            bare = replace(study, report=None, findings=None, boxes=None)
+            views = settings.max_views or self.checkpoint.config.data.max_views
+            examples: dict[str, Example] = {}
+            found = []
+            for member in self.members:
+                if member.reading not in examples:
+                    examples[member.reading] = member.builder.build(bare, views)
+                found.append(member.look(study, examples[member.reading], settings))
+            looks, seen = [look for look, _ in found], [seen for _, seen in found]
+            whole = seen[0] if len(seen) == 1 else join_seen(seen, self.checkpoint.labels)
+            first = looks[0]
             if settings.explain:
-                seen.explanation = self.explainer.explain(image, example, seen)
-            image.dense, batch.pixel_values = None, None  # no longer needed, and large
-            return self.writer.draft(index, example, seen, image, batch, settings)
+                whole.explanation = self._explained(self.explainer.explain(first.image, first.example, whole))
+            others = tuple(looks[1:])
+            return self.writer.draft(index, first.example, whole, first.image, first.batch, settings, others)
         except InputError as error:
             return FailedStudy(study.id, str(error))
+
+    def _explained(self, found: dict[str, Any] | None) -> dict[str, Any] | None:
+        """An explanation that says whose it is."""
+        if found is None or len(self.members) == 1:
+            return found
+        return found | {"measure": f"{found['measure']}; of the first of {len(self.members)} members alone"}
 
     def _report(self, study: Study, drafts: Sequence[Draft], settings: GenerationSettings) -> Report:
         """The finished report, its alternatives within it."""
@@ -197,21 +212,15 @@ class Pipeline:
 
     @torch.inference_mode()
     def lesion_score(self, image: StudyImage) -> float:
-        """The score of the surest box on one image: what `--slices mls` ranks slices by.
+        """The score of the surest box on one image, of an ensemble the members' mean: what `--slices mls` ranks slices
+        by.
 
         Raises:
             InputError: the image shows nothing, or the checkpoint has no detection head.
         """
-        detection = self.checkpoint.config.model.detection
-        if not detection.enabled:
+        if not self.checkpoint.config.model.detection.enabled:
             raise InputError("slices by lesion score need a checkpoint with a detection head; choose uniform or mip")
-        example = self.builder.build(Study("slice", [image]))
-        dense = self.model.encode(self.on_device(self.collate([example]))).dense
-        assert dense is not None
-        (found,) = select_boxes(dense, example.size, 0.0, detection.nms_iou)
-        spoken = self.checkpoint.calibration.modalities.get(example.modality.value, self.checkpoint.labels)
-        pairs = zip(found.scores.tolist(), found.classes.tolist(), strict=True)
-        return max((score for score, kind in pairs if detection.labels[kind] in spoken), default=0.0)
+        return fmean(member.lesion_score(image) for member in self.members)
 
     def on_device(self, batch: StudyBatch) -> StudyBatch:
         """The batch where the model is."""
@@ -232,3 +241,9 @@ def _length(draft: Draft) -> int:
     """Rough length of a prompt: characters of its texts, and many for each view."""
     texts = [*draft.example.clinical.values(), *draft.written.values()]
     return sum(map(len, texts)) + 64 * len(draft.example.pixels)
+
+
+def _listed(value: Path | Sequence[Path] | None) -> list[Path]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, Path) else list(value)

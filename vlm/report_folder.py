@@ -3,7 +3,8 @@
     DIR/reports.jsonl     one line a study, written as soon as its report is made; put in the studies' order at the end
     DIR/failures.jsonl    studies without a report, and why; absent when there are none
     DIR/index.html        all of them on one page, written at the end, also after an interruption
-    DIR/run.json          checkpoint and settings: a later call with the same ones goes on where this one stopped
+    DIR/run.json          checkpoint (of an ensemble: all members) and settings: a later call with the same ones goes
+                          on where this one stopped
     DIR/fhir, sr, trace   one file a report, on request
 
 Until the page is written its entries lie in a hidden file beside it, so that a killed run loses nothing of them. Of
@@ -135,6 +136,8 @@ def claim(job: Job, pipeline: Pipeline) -> set[str]:
                 raise InputError(
                     f"{job.out}: holds reports of {what}; choose another --out, or replace them with --overwrite"
                 )
+    if len(pipeline.members) > 1:
+        mine["members"] = [member.checkpoint.hash for member in pipeline.members]
     content = {"radscribe": __version__, "started": datetime.now(UTC).isoformat(timespec="seconds"), **mine}
     write_atomic(record, json.dumps(content, indent=1) + "\n")
     join_parts(job.out)
@@ -242,8 +245,10 @@ def _facts(pipeline: Pipeline, job: Job, studies: int) -> list[tuple[str, str]]:
         ("beams", str(settings.num_beams or generation.num_beams)),
         ("radscribe", __version__),
     ]
+    if len(pipeline.members) > 1:
+        facts.insert(1, ("members", ", ".join(m.checkpoint.hash[:12] for m in pipeline.members)))
     if settings.decoding != "beam":
-        facts[2] = ("decoding", settings.decoding)
+        facts[-2] = ("decoding", settings.decoding)
     if settings.must:
         facts.append(("must hold", ", ".join(settings.must)))
     if settings.must_not:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm.checkpoint import Checkpoint
 from vlm.config import Generation
@@ -22,6 +22,7 @@ from vlm.generation.checking import unmet_in
 from vlm.generation.compiling import CompiledConstraints, compile_constraints
 from vlm.generation.consistency import rerank
 from vlm.generation.constraints import Constraints
+from vlm.generation.ensemble_stepper import Joint
 from vlm.generation.judging import EvidenceJudge, Judges, watched_words
 from vlm.generation.planning import beam_plan
 from vlm.generation.sampling import sample
@@ -30,7 +31,7 @@ from vlm.generation.structuring import Structurer
 from vlm.generation.trace import Recorder
 from vlm.generation.wording import wording_of
 from vlm.models.language import UNWRITTEN
-from vlm.models.report_generator import ImageOutput
+from vlm.models.report_generator import ImageOutput, ReportGenerator
 from vlm.request import GenerationSettings, join_constraints
 from vlm.seeing import Seen, Seer
 from vlm.types import InputError, StudyBatch
@@ -45,6 +46,27 @@ class Written:
     unmet: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What the search starts from: a language model, prompt embeddings (B, P, L) padded on the left, and mask (B, P).
+
+    Of an ensemble the model is all members' in one, each with its own prompt, and the embeddings are the first's.
+    """
+
+    language: nn.Module
+    embeds: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a model saw a study, for its prompt: its own example, its image half's output, and a batch of it alone."""
+
+    example: Example
+    image: ImageOutput
+    batch: StudyBatch
+
+
 @dataclass(slots=True)
 class Draft:
     """A report on its way.
@@ -52,6 +74,7 @@ class Draft:
     Args:
         index: place of its study in the input. rank: 0 for the study's report, 1 and on for its alternatives.
         example, seen, image, batch: of the study; the batch holds it alone.
+        others: how the other members of an ensemble looked at it.
         constraints: of its text.
         search: how it is searched.
         written: text by section. unmet, trace: of the sections written.
@@ -64,6 +87,7 @@ class Draft:
     batch: StudyBatch
     constraints: Constraints
     search: BeamSettings
+    others: tuple[Look, ...] = ()
     rank: int = 0
     written: dict[str, str] = field(default_factory=dict)
     unmet: tuple[str, ...] = ()
@@ -83,12 +107,19 @@ class Writer:
         checkpoint: loaded, in evaluation mode.
         builder: of its examples.
         seer: of its image half.
+        others: model and builder of each further member of an ensemble; they share the first's tokenizer.
     """
 
-    def __init__(self, checkpoint: Checkpoint, builder: ExampleBuilder, seer: Seer) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        builder: ExampleBuilder,
+        seer: Seer,
+        others: Sequence[tuple[ReportGenerator, ExampleBuilder]] = (),
+    ) -> None:
         view = checkpoint.config.model.knowledge.view
         self.checkpoint, self.builder, self.seer = checkpoint, builder, seer
-        self.model = checkpoint.model
+        self.members = ((checkpoint.model, builder), *others)
         self.sections = tuple(checkpoint.config.data.report_sections)
         self.wording = wording_of(checkpoint.graph, view)
         self.automaton = term_automaton(self.wording)
@@ -107,6 +138,7 @@ class Writer:
         image: ImageOutput,
         batch: StudyBatch,
         settings: GenerationSettings,
+        others: tuple[Look, ...] = (),
     ) -> Draft:
         """The empty report of a study that was looked at."""
         generation = self.checkpoint.config.generation
@@ -115,7 +147,7 @@ class Writer:
             search = beam_plan(seen.evidence, search, generation.max_must).apply(search)
             search = replace(search, num_beams=max(search.num_beams, settings.num_reports))
         constraints = self.constraints(seen, settings, generation)
-        return Draft(index, example, seen, image, batch, constraints, search)
+        return Draft(index, example, seen, image, batch, constraints, search, others)
 
     def constraints(self, seen: Seen, settings: GenerationSettings, generation: Generation) -> Constraints:
         """The findings' own constraints and the user's; where they disagree the user's stand."""
@@ -124,10 +156,11 @@ class Writer:
             # A box says as much as a finding: the more certain of the two counts.
             boxed: dict[str, float] = {}
             for box in seen.boxes:
-                if (box.confidence or 0.0) >= self.seer.least:
+                if (box.confidence or 0.0) >= seen.evidence.least:
                     boxed[box.label] = max(boxed.get(box.label, 0.0), box.confidence or 0.0)
             probabilities = {n: max(p, boxed.get(n, 0.0)) for n, p in seen.evidence.probabilities.items()}
-            base = steer(probabilities, self.wording, self.seer.thresholds, generation.softness, generation.max_must)
+            cuts = seen.evidence.thresholds
+            base = steer(probabilities, self.wording, cuts, generation.softness, generation.max_must)
         return join_constraints(base, settings, self.sections)
 
     def done(self, draft: Draft) -> bool:
@@ -143,20 +176,20 @@ class Writer:
         """
         generation = self.checkpoint.config.generation
         first = not drafts[0].written
-        prefix, mask = self._prefixes(drafts)
+        prompts = self._prompts(drafts)
         constraints = [self._bound(d, settings) for d in drafts]
         compiled = [self._compile(c, generation.max_new_tokens, settings) for c in constraints]
         traces: list[list[dict[str, Any]]] = [[] for _ in drafts]
         if settings.decoding == "sample":
-            answers = self._drawn(prefix, mask, compiled, drafts, settings, generation)
+            answers = self._drawn(prompts, compiled, drafts, settings, generation)
         else:
             judges = self._judges(drafts, settings, generation)
             recorder = Recorder(self.checkpoint.tokenizer, len(drafts)) if settings.traced else None
-            answers = self._search(prefix, mask, compiled, drafts[0].search, judges, recorder)
+            answers = self._search(prompts, compiled, drafts[0].search, judges, recorder)
             traces = [trace["steps"] for trace in recorder.traces] if recorder else traces
         pools: Sequence[Sequence[Written]] = [()] * len(drafts)
         if first and settings.decoding == "beam" and generation.samples:
-            pools = self._pool(prefix, mask, compiled, drafts, settings, generation)
+            pools = self._pool(prompts, compiled, drafts, settings, generation)
         out = []
         for draft, candidates, pool, trace in zip(drafts, answers, pools, traces, strict=True):
             chosen = self._ordered(candidates, pool, draft.seen, generation) if first else candidates
@@ -174,15 +207,23 @@ class Writer:
             )  # fmt: skip
         return out
 
-    def _prefixes(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
-        """Prompt embeddings (B, P, L), padded on the left, and mask (B, P); each made by itself."""
+    def _prompts(self, drafts: Sequence[Draft]) -> Prompts:
+        """The prompts of all drafts."""
+        parts = [(m.language.model, *self._prefixes(drafts, at)) for at, (m, _) in enumerate(self.members)]
+        language, embeds, mask = parts[0]
+        return Prompts(language if len(parts) == 1 else Joint(parts), embeds, mask)
+
+    def _prefixes(self, drafts: Sequence[Draft], member: int) -> tuple[Tensor, Tensor]:
+        """One member's prompt embeddings (B, P, L), padded on the left, and mask (B, P); each made by itself."""
+        model, builder = self.members[member]
         rows = []
         for draft in drafts:
             section = self.sections[len(draft.written)]
-            ids = torch.tensor([self._prompt(draft.example, draft.written, section, draft.seen)])
-            ids = ids.to(draft.batch.prompt_ids.device)
-            own = replace(draft.batch, prompt_ids=ids, prompt_mask=torch.ones_like(ids, dtype=torch.bool))
-            embeds, mask = self.model.prefix(draft.image, own)
+            look = draft.others[member - 1] if member else Look(draft.example, draft.image, draft.batch)
+            ids = torch.tensor([self._prompt(builder, look.example, draft.written, section, draft.seen)])
+            ids = ids.to(look.batch.prompt_ids.device)
+            own = replace(look.batch, prompt_ids=ids, prompt_mask=torch.ones_like(ids, dtype=torch.bool))
+            embeds, mask = model.prefix(look.image, own)
             rows.append(embeds[0, mask[0]])
         longest = max(map(len, rows))
         prefix = rows[0].new_zeros(len(rows), longest, rows[0].shape[-1])
@@ -224,8 +265,7 @@ class Writer:
 
     def _pool(
         self,
-        prefix: Tensor,
-        mask: Tensor,
+        prompts: Prompts,
         compiled: Sequence[CompiledConstraints],
         drafts: Sequence[Draft],
         settings: GenerationSettings,
@@ -234,8 +274,8 @@ class Writer:
         """Draws from the language model, for consensus; each with the constraints that it does not hold."""
         beams = replace(self._beams(generation.samples, generation), min_new_tokens=1)
         drawn = sample(
-            self.model.language.model, beams, [_seed(d, settings.seed) for d in drafts], inputs_embeds=prefix,
-            attention_mask=mask, temperature=generation.temperature, top_p=generation.top_p,
+            prompts.language, beams, [_seed(d, settings.seed) for d in drafts], inputs_embeds=prompts.embeds,
+            attention_mask=prompts.mask, temperature=generation.temperature, top_p=generation.top_p,
         )  # fmt: skip
         return [
             [Written(text, c.score, unmet_in(own, text)) for c in row if (text := self._text(c.tokens))]
@@ -244,8 +284,7 @@ class Writer:
 
     def _drawn(
         self,
-        prefix: Tensor,
-        mask: Tensor,
+        prompts: Prompts,
         compiled: Sequence[CompiledConstraints],
         drafts: Sequence[Draft],
         settings: GenerationSettings,
@@ -256,7 +295,7 @@ class Writer:
         beams = replace(self._beams(count, generation), min_new_tokens=1)
         seeds = [_seed(d, settings.seed, "drawn", d.rank, len(d.written)) for d in drafts]
         drawn = sample(
-            self.model.language.model, beams, seeds, inputs_embeds=prefix, attention_mask=mask,
+            prompts.language, beams, seeds, inputs_embeds=prompts.embeds, attention_mask=prompts.mask,
             temperature=settings.temperature or generation.temperature, top_p=settings.top_p or generation.top_p,
             constraints=compiled,
         )  # fmt: skip
@@ -277,12 +316,14 @@ class Writer:
             suppress_token_ids=self.suppressed,
         )
 
-    def _prompt(self, example: Example, written: dict[str, str], section: str, seen: Seen) -> list[int]:
+    def _prompt(
+        self, builder: ExampleBuilder, example: Example, written: dict[str, str], section: str, seen: Seen
+    ) -> list[int]:
         first = next(iter(written), section)
         cuts = self.checkpoint.calibration.seen
         named = [name for name, p in seen.evidence.probabilities.items() if p >= cuts.get(name, 0.5)]
         named += [name for name in self.checkpoint.labels if name not in named and seen.evidence.boxes_of(name)]
-        ids = self.builder.prompt_ids(self.builder.prompt(example.modality, example.clinical, first, named))
+        ids = builder.prompt_ids(builder.prompt(example.modality, example.clinical, first, named))
         if not written:
             return ids
         body = ""
@@ -293,15 +334,14 @@ class Writer:
 
     def _search(
         self,
-        prefix: Tensor,
-        mask: Tensor,
+        prompts: Prompts,
         compiled: Sequence[CompiledConstraints],
         beams: BeamSettings,
         judges: Judges | None,
         recorder: Recorder | None,
     ) -> list[list[Written]]:
         found = beam_search(
-            self.model.language.model, beams, inputs_embeds=prefix, attention_mask=mask, constraints=compiled,
+            prompts.language, beams, inputs_embeds=prompts.embeds, attention_mask=prompts.mask, constraints=compiled,
             judges=judges, trace=recorder,
         )  # fmt: skip
         return [[Written(self._text(c.tokens), c.score, c.unmet) for c in row] for row in found]

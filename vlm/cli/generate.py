@@ -16,9 +16,16 @@ def generate(
         list[Path], typer.Argument(metavar="PATH...", help="Image, DICOM, folder, or JSONL/CSV list of studies.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for reports.jsonl and index.html.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint folder; default: the shipped one.")] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="Checkpoint folder; default: the shipped one. Several write together (repeatable)."),
+    ] = None,
     adapter: Annotated[
-        Path | None, typer.Option(help="Adapter to put on the checkpoint (vlm adapter export), or a PEFT folder.")
+        list[Path] | None,
+        typer.Option(
+            help="Adapter to put on the checkpoint (vlm adapter export), or a PEFT folder. Several on one checkpoint "
+            "write together (repeatable)."
+        ),
     ] = None,
     num_beams: Annotated[
         str | None,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm.generation.compiling import CompiledConstraints
+from vlm.generation.ensemble_stepper import EnsembleStepper, Joint
 from vlm.generation.judging import Judges
 from vlm.generation.lean_llama import LeanLlamaStepper, supported
 from vlm.generation.offers import NEVER, Offers, Proposer, Running
@@ -90,6 +91,8 @@ def make_stepper(
     if attention_mask is None:
         attention_mask = torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device)
     _check_mask(attention_mask, prompt)
+    if isinstance(model, Joint):  # its members have prompts of their own; the one that was given is the first's
+        return EnsembleStepper([make_stepper(m, settings, e, None, a, lean) for m, e, a in model.parts])
     kind = LeanLlamaStepper if lean and not prompted(model) and supported(model) else HuggingFaceStepper
     return kind(model, inputs_embeds, input_ids, attention_mask, settings.num_beams, settings.max_new_tokens)
 
