@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("RADSCRIBE_DEBUG") == "1"
     arguments = [a for a in arguments if a != "--debug"]
+    # On cores that others use too, OpenMP's threads would burn the time in which they wait for one another.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # What is said of data-parallel internals is for their developers.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _register()
