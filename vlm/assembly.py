@@ -32,6 +32,11 @@ def starting_point(config: Config, start: Path | None) -> Checkpoint:
         # A resolved configuration is written beside the run: it must name the model that is trained.
         checkpoint.config = over(checkpoint.config, config)
         return checkpoint
+    if config.training.loss.retention:
+        raise InputError(
+            "training.loss.retention: a model that is built anew has nothing to keep; name a checkpoint with start, or "
+            "leave it out"
+        )
     try:
         graph = KnowledgeGraph.load(config.model.knowledge.graph)
     except KnowledgeError as error:
@@ -65,7 +70,7 @@ def over(old: Config, new: Config) -> Config:
     shown = {
         name: getattr(old.data, name)
         for name in type(old.data).model_fields
-        if name not in ("train", "validation") and name not in new.data.model_fields_set
+        if name not in ("train", "validation", "replay") and name not in new.data.model_fields_set
     }
     channels, needed = old.model.vision.channels, new.data.model_copy(update=shown).channels
     if channels != needed:

@@ -63,12 +63,47 @@ class DataSet(Strict):
         elsewhere = re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) is not None
         return Path(root) / path if root and not path.is_absolute() and not elsewhere else path
 
+    def overlaps(self, other: DataSet) -> bool:
+        """Whether both name studies of one set: the same place or the same drawing, and a split in common."""
+        if (self.path, self.slices) != (other.path, other.slices):
+            return False
+        if self.path is None and (self.format, self.seed) != (other.format, other.seed):
+            return False
+        return self.split is None or other.split is None or bool({*self.split} & {*other.split})
+
+
+class Replay(Strict):
+    """Old data beside new, so that a checkpoint that is trained on does not forget: in every batch `share` of the
+    studies are drawn from `sets`, anew each epoch, by `weight` and size. What is measured on `validation` is logged as
+    old_loss, old_auc, ... each epoch; without `sets` it is only measured. `stages` names those that replay."""
+
+    sets: tuple[DataSet, ...] = ()
+    share: Real = Field(default=0.25, description="of every batch, above 0 and below 1")
+    validation: tuple[DataSet, ...] = ()
+    stages: tuple[str, ...] | None = Field(default=None, description="names of stages; null takes all")
+
+    @model_validator(mode="after")
+    def _something_is_replayed(self) -> Replay:
+        if not 0 < self.share < 1:
+            remedy = "leave the sets out" if self.share <= 0 else "train on them instead (data.train)"
+            raise ValueError(f"share is {self.share}: it must lie above 0 and below 1; to have all or nothing {remedy}")
+        if not self.sets and self.model_fields_set & {"share", "stages"}:
+            raise ValueError("a share of what? name the old data in sets")
+        if not self.sets and not self.validation:
+            raise ValueError("names neither sets nor validation; leave the section out")
+        return self
+
+    def of_batch(self, size: int) -> int:
+        """Old studies of a batch of `size` studies, 2 or more."""
+        return min(max(1, round(self.share * size)), size - 1)
+
 
 class Data(Strict):
     """What is read, and how pixels reach the model."""
 
     train: tuple[DataSet, ...] = ()
     validation: tuple[DataSet, ...] = ()
+    replay: Replay | None = None
     image_size: dict[str, Annotated[int, Field(ge=32, le=2048, multiple_of=32)]] = {"default": 256}
     default_modality: Literal["xray", "ct", "mr", "us", "mg", "other"] = "xray"
     windows: tuple[str, ...] = Field(
@@ -220,6 +255,9 @@ class LossWeights(Strict):
     implication: Annotated[Real, Field(ge=0)] = 0.1
     exclusion: Annotated[Real, Field(ge=0)] = 0.1
     alignment: Annotated[Real, Field(ge=0)] = 0.1
+    retention: Annotated[Real, Field(ge=0)] = Field(
+        default=0.0, description="keep the start's finding probabilities where the new data's labels are unknown"
+    )
     reward: Annotated[Real, Field(ge=0)] = 1.0
     concept_weight: Annotated[Real, Field(ge=1)] = 1.5
 
@@ -371,6 +409,34 @@ class Config(Strict):
             for index in stage.sets or ():
                 if not 0 <= index < len(self.data.train):
                     raise ValueError(f"training.stages.{stage.name}.sets: {index} is not an index into data.train")
+        return self
+
+    @model_validator(mode="after")
+    def _replay_fits(self) -> Config:
+        replay = self.data.replay
+        if replay is None:
+            return self
+        for name, own, others in (
+            ("sets", replay.sets, self.data.train), ("validation", replay.validation, self.data.validation),
+        ):  # fmt: skip
+            beside = "train" if name == "sets" else "validation"
+            for number, source in enumerate(own):
+                for other, theirs in enumerate(others):
+                    if source.overlaps(theirs):
+                        raise ValueError(
+                            f"data.replay.{name}.{number}: shares its studies with data.{beside}.{other}; old data "
+                            "must not be new data as well, leave one out"
+                        )
+        names = [stage.name for stage in self.training.stages]
+        for name in replay.stages or ():
+            if name not in names:
+                raise ValueError(f"data.replay.stages: {name!r} is no stage; stages are {', '.join(names)}")
+        for stage in self.training.stages:
+            if replay.sets and stage.batch_size < 2 and stage.name in (replay.stages or names):
+                raise ValueError(
+                    f"training.stages.{stage.name}.batch_size: 1 leaves no room for an old study beside a new one; "
+                    "take 2 or more"
+                )
         return self
 
 

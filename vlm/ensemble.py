@@ -67,7 +67,7 @@ class Member:
     @property
     def reading(self) -> str:
         """What decides how a study becomes an example: members that agree in it share examples."""
-        return f"{self.builder.config.model_dump_json(exclude={'train', 'validation'})} {self.builder.begin}"
+        return f"{self.builder.config.model_dump_json(exclude={'train', 'validation', 'replay'})} {self.builder.begin}"
 
     def look(self, study: Study, example: Example, settings: GenerationSettings) -> tuple[Look, Seen]:
         """The image half of one study, by itself.

@@ -104,7 +104,12 @@ def estimate(built: Weightless, gpu: bool) -> Need:
         raise InputError("data.train: names no data set")
     facts = {
         name: [look_at(source, data, built.tokenizer) for source in sources]
-        for name, sources in (("train", data.train), ("validation", data.validation))
+        for name, sources in (
+            ("train", data.train),
+            ("validation", data.validation),
+            ("replay", data.replay.sets if data.replay else ()),
+            ("old", data.replay.validation if data.replay else ()),
+        )
     }
     device = "cuda" if gpu else "cpu"
     return need_of(built, facts, autocast_dtype(training.dtype, torch.device(device)), device)

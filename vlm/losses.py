@@ -1,7 +1,7 @@
 """The training loss, term by term: named, unweighted, and without what is unknown.
 
     L = w_lm * report + w_box * detection + w_cls * findings
-        + w_imp * implication + w_exc * exclusion + w_align * alignment
+        + w_imp * implication + w_exc * exclusion + w_align * alignment + w_keep * retention
 
 The knowledge term has three parts, each with a weight of its own in `training.loss`: tokens inside a concept's mention
 weigh more in `report_loss` (`concept_weight`), finding probabilities respect the graph (`implication`, `exclusion`),
@@ -103,6 +103,27 @@ def finding_loss(logits: Tensor, targets: Tensor, positive_weight: Tensor | None
         logits, targets.nan_to_num(0.0), reduction="none", pos_weight=positive_weight
     )
     return loss[known].sum() / count
+
+
+def retention_loss(logits: Tensor, start: Tensor, targets: Tensor) -> Tensor | None:
+    """Keeps what the starting checkpoint said where nobody says better: learning without forgetting (Li and Hoiem
+    2016, arXiv:1606.09282), for findings.
+
+    Over the labels that a study leaves unknown, L = mean KL(q || p), with q = sigmoid(start) and p = sigmoid(logits): 0
+    at the first step, and dL/dz = (p - q) / n. Departs from the paper in that findings are yes or no each (no softmax,
+    so no temperature), and that the start sees the very image that is learnt from, varied alike.
+
+    Args:
+        logits, start: (B, F). targets: (B, F) 1, 0 or NaN for unknown.
+    """
+    unknown = targets.isnan()
+    count = share(unknown.sum())
+    if not count:
+        return None
+    q = start.float().sigmoid()
+    bits = F.binary_cross_entropy_with_logits
+    loss = bits(logits.float(), q, reduction="none") - bits(start.float(), q, reduction="none")
+    return loss[unknown].sum() / count
 
 
 def implication_loss(logits: Tensor, implies: Tensor) -> Tensor | None:

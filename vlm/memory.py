@@ -94,7 +94,8 @@ def need_of(
     """What a run needs.
 
     Args:
-        weightless: what it trains. facts: of the sets named in data.train ("train") and data.validation.
+        weightless: what it trains. facts: of the sets named in data.train ("train") and data.validation, and
+            in data.replay ("replay", "old").
         dtype: of autocast, or None. device: "cpu" or "cuda".
     """
     return Estimate(weightless, facts, dtype, device).need()
@@ -127,20 +128,33 @@ class Estimate:
         named = zip(self.facts["train"], self.config.data.train, strict=True)
         return [(f, s.weight) for i, (f, s) in enumerate(named) if stage.sets is None or i in stage.sets]
 
+    def _replayed(self, stage: Stage) -> tuple[list[SetFacts], int]:
+        """The old sets of which a stage's batches hold a share, and how many studies of a batch that is."""
+        replay = self.config.data.replay
+        if replay is None or not replay.sets or (replay.stages is not None and stage.name not in replay.stages):
+            return [], 0
+        return list(self.facts.get("replay", ())), replay.of_batch(stage.batch_size)
+
+    def _judged(self) -> list[SetFacts]:
+        """The sets that are validated on."""
+        return [*self.facts["validation"], *self.facts.get("old", ())]
+
     def _stage(self, stage: Stage) -> StageNeed:
         """One stage; its parameters are left thawed, as the loop leaves them."""
         groups = select_parameters(self.model, stage, self.config.model.vision.frozen_stages)
         trained = sum(size(p) for own in groups.values() for p in own)
         largest = max((size(p) for own in groups.values() for p in own), default=0)
         sets = self._sets(stage)
-        facts = [f for f, _ in sets]
+        again, old = self._replayed(stage)
+        facts = [f for f, _ in sets] + again
         image = bool(IMAGE_PARTS & set(stage.train))
         cached = not image and set(stage.losses) <= {"report", "reward"} and not any(f.streamed for f in facts)
         fixed = "vision" not in stage.train and not self.config.data.augment
-        steps = math.ceil(sum(-(-f.count * weight // stage.batch_size) for f, weight in sets) * stage.epochs)
+        fresh = stage.batch_size - old
+        steps = math.ceil(sum(-(-f.count * weight // fresh) for f, weight in sets) * stage.epochs)
         reads = bool({"report", "reward"} & set(stage.losses))
         shapes = [self._drawn(s, stage) for s in heaviest(facts, self._share(stage), self.config, reads)]
-        checks = heaviest(self.facts["validation"], VALIDATION_BATCH, self.config, reads)
+        checks = heaviest(self._judged(), VALIDATION_BATCH, self.config, reads)
         watches = [self._step(s, stage, cached, fixed, True) for s in shapes]
         looks = [self._step(s, stage, cached, fixed, False) for s in checks]
         self._compile([*watches, *looks], steps, facts, reads)
@@ -149,6 +163,8 @@ class Estimate:
         if self.config.training.ema:
             held["average"] = trained
         kept = self._kept(stage, facts, cached, fixed, image)
+        if self.config.training.loss.retention:
+            held["the start, for retention"] = self.weights["image half"]
         held["graph, tokenizer, readers"] = OBJECTS
         held["compiled operations"] = self._compiled_bytes()
         phases = {
@@ -204,7 +220,7 @@ class Estimate:
         kept = {"examples": sum(map(self._examples, every))}
         self.cached = cached or (self.cached and not image)
         if self.cached:
-            kept["features"] = self._features(facts, stage.cache_copies) + self._features(self.facts["validation"], 1)
+            kept["features"] = self._features(facts, stage.cache_copies) + self._features(self._judged(), 1)
         if fixed:
             kept["maps of the vision model"] = min(MOST_MAPS, sum(map(self._maps, every)))
         return kept

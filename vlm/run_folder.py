@@ -105,9 +105,14 @@ def draw_curve(out: Path) -> None:
             axis.plot(
                 [r["step"] for r in steps if name in r], [r[name] for r in steps if name in r], alpha=0.5, label=name
             )
-        for name in ("loss", "auc", "map", "cider", "bleu4", "finding_f1"):
-            if any(name in r for r in epochs):
-                axis.plot([r["step"] for r in epochs], [r.get(name) for r in epochs], "o-", label=f"validation {name}")
+        for name in ("loss", "auc", "map", "cider", "bleu4", "finding_f1", "old_loss", "old_auc", "old_map"):
+            told = [r for r in epochs if name in r]
+            if told:
+                label, line = (
+                    f"validation {name}".replace("_", " ", int("old" in name)),
+                    "s--" if "old" in name else "o-",
+                )
+                axis.plot([r["step"] for r in told], [r[name] for r in told], line, label=label)
         axis.set(title=stage, xlabel="step", yscale="log")
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7)

@@ -6,7 +6,9 @@ wrappers find what takes part in the backward pass.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +16,35 @@ from torch import distributed as dist
 
 from vlm import losses
 from vlm.checkpoint import Checkpoint
+from vlm.config import Stage
 from vlm.models.report_generator import ModelOutput, ReportGenerator
 from vlm.types import StudyBatch
 
 WEIGHT_OF = {
     "report": "report", "findings": "findings", "implication": "implication", "exclusion": "exclusion",
-    "alignment": "alignment", "reward": "reward",
+    "alignment": "alignment", "reward": "reward", "retention": "retention",
     "box_class": "detection", "box_giou": "detection", "box_quality": "detection",
 }  # fmt: skip
 """The configured weight of each named term."""
+
+
+class Start:
+    """The image half as it is before training: what findings it sees is what `retention` holds a run to.
+
+    Args:
+        model: copied, but for its language model. stages: of the run.
+    """
+
+    def __init__(self, model: ReportGenerator, stages: Sequence[Stage]) -> None:
+        copied = copy.deepcopy(model, {id(model.language): None})
+        self.model = copied.eval().requires_grad_(False)
+        # Kept maps are the vision model's own: the start's only while no stage trains it.
+        self.by_maps = not any("vision" in stage.train for stage in stages)
+
+    @torch.no_grad()
+    def logits(self, batch: StudyBatch) -> Tensor:
+        """Finding logits (B, F) of a batch with pixels."""
+        return self.model.encode(batch if self.by_maps else replace(batch, maps=None), detect=False).logits.float()
 
 
 class TrainStep(nn.Module):
@@ -30,17 +52,23 @@ class TrainStep(nn.Module):
 
     Args:
         model: the composer. rules: from `graph_rules`. smoothing: of labels.
+        start: what the run is held to; None for nothing. It is no part of the module, and nothing of it learns.
     """
 
-    def __init__(self, model: ReportGenerator, rules: tuple[Tensor, Tensor], smoothing: float) -> None:
+    def __init__(
+        self, model: ReportGenerator, rules: tuple[Tensor, Tensor], smoothing: float, start: Start | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.rules, self.smoothing = model, rules, smoothing
+        self.model, self.rules, self.smoothing, self.start = model, rules, smoothing, start
 
     def forward(self, batch: StudyBatch, wanted: Sequence[str]) -> dict[str, Tensor]:
         """The named terms, and, for a process whose share of the batch says nothing, "nothing": zero with a
         gradient."""
         output = self.model(batch, report=bool({"report", "reward"} & set(wanted)), detect="detection" in wanted)
         terms = loss_terms(output, batch, wanted, self.rules, self.smoothing)
+        if self.start is not None and "findings" in wanted and batch.cached is None:
+            kept = losses.retention_loss(output.image.logits, self.start.logits(batch), batch.finding_targets)
+            terms |= {} if kept is None else {"retention": kept}
         if losses.processes() > 1:
             # Every process gives gradients to the same weights, also where its share of the batch is silent of them.
             terms["nothing"] = torch.stack([value.float().sum() * 0.0 for value in spoken_of(output)]).sum()

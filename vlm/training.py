@@ -33,6 +33,7 @@ from vlm.checkpoint import Checkpoint, save_checkpoint
 from vlm.config import Config, Stage
 from vlm.data.batches import Collator, move
 from vlm.data.examples import Example, ExampleBuilder
+from vlm.data.replay import replay_plan
 from vlm.data.streaming import StreamedExamples, epoch_plan
 from vlm.models import adapters
 from vlm.models.dropout import QuickDropout
@@ -54,20 +55,21 @@ from vlm.processes import (
 from vlm.rewards import RewardBatch, Scorer
 from vlm.run_folder import draw_curve, own_folder
 from vlm.run_state import Position, load_state, put_back, restore, save_state, snapshot
-from vlm.steps import WEIGHT_OF, TrainStep, graph_rules, mean_terms
+from vlm.steps import WEIGHT_OF, Start, TrainStep, graph_rules, mean_terms
 from vlm.training_data import (
     FeatureCache,
     FrozenMaps,
+    RunSets,
     Shared,
     check_losses,
     chosen_sets,
     console,
     known_of,
     labels_by_modality,
-    tell_apart,
+    labels_kept,
 )
 from vlm.types import InputError, StudyBatch
-from vlm.validation import Validator
+from vlm.validation import Validator, kept_calibration
 from vlm.watching import WRITTEN_METRICS, Scribe, Trackers, check_choice, check_trackers, keep_samples
 
 IMAGE_PARTS = {"vision", "pyramid", "knowledge", "detection"}
@@ -101,17 +103,16 @@ class Run:
         )  # fmt: skip
         seed = config.training.seed
         self.shared = shared or Shared()
-        named = (*config.data.train, *config.data.validation)
-        sets = tell_apart([(s, self.shared.load(s, self.builder, self.main)) for s in named])
-        self.sets = sets[: len(config.data.train)]
-        validation = [e for _, examples in sets[len(config.data.train) :] for e in examples]
-        if not self.sets:
-            raise InputError("data.train: names no data set")
+        self.data = RunSets.of(config.data, lambda s: self.shared.load(s, self.builder, self.main))
+        self.sets = self.data.train
         for number, stage in enumerate(config.training.stages):
-            check_losses(number, stage, self.sets, self.model.detector is not None)
-        self.validator = Validator(self.builder, validation, config, self.dtype)
+            replay = config.data.replay if self.data.replayed(stage, config.data.replay) else None
+            check_losses(number, stage, self.sets, self.model.detector is not None, replay)
+        self.validator = Validator(self.builder, self.data.validation, config, self.dtype)
+        self.old = Validator(self.builder, self.data.old, config, self.dtype) if self.data.old else None
         self.seed = seed
-        self.step = TrainStep(self.model, graph_rules(checkpoint), config.training.label_smoothing)
+        start = Start(self.model, config.training.stages) if config.training.loss.retention else None
+        self.step = TrainStep(self.model, graph_rules(checkpoint), config.training.label_smoothing, start)
         # Under a launch file for FSDP too: states and checkpoints of this code are whole.
         self.sharded = config.training.shard or self.accelerator.distributed_type == DistributedType.FSDP
         if self.sharded:
@@ -147,6 +148,7 @@ class StageLoop:
         self.run, self.number, self.stage = run, number, stage
         settings = run.config.training
         self.sets = chosen_sets(stage, run.sets)
+        self.replay = run.data.replayed(stage, run.config.data.replay)
         self.groups = select_parameters(run.model, stage, run.config.model.vision.frozen_stages)
         if not self.groups:
             raise InputError(f"training.stages.{stage.name}: nothing to train in {', '.join(stage.train)}")
@@ -183,6 +185,8 @@ class StageLoop:
         run = self.run
         fixed = "vision" not in self.stage.train and not run.config.data.augment and not run.sharded
         run.validator.maps = maps = run.shared.maps_of(run.dtype, run.model.vision) if fixed else None
+        if run.old is not None:
+            run.old.maps = maps
         return maps
 
     def _cache(self) -> FeatureCache | None:
@@ -195,26 +199,31 @@ class StageLoop:
             run.cache = None
             return None
         if not set(self.stage.losses) <= {"report", "reward"} or any(
-            isinstance(s, StreamedExamples) for _, s in self.sets
+            isinstance(s, StreamedExamples) for _, s in (*self.sets, *self.replay)
         ):
             return None  # a streamed set may be larger than memory, and so are its features
         collate = Collator(run.builder)
         if run.cache is None or run.cache.copies != self.stage.cache_copies:
             run.cache = FeatureCache(self.stage.cache_copies, run.seed, run.dtype, self.maps)
-        run.cache.fill(run.model, collate, [e for _, s in self.sets for e in s])
-        run.cache.fill_plain(run.model, collate, run.validator.examples)
+        run.cache.fill(run.model, collate, [e for _, s in (*self.sets, *self.replay) for e in s])
+        run.cache.fill_plain(run.model, collate, [*run.validator.examples, *run.data.old])
         return run.cache
 
     def _plan(self, epoch: int) -> tuple[Sequence[Example], list[list[int]]]:
         """The epoch's examples and the batches of them, which every process takes its share of."""
         rng = np.random.default_rng([self.run.seed, self.number, epoch])
-        sets = [(source.weight, examples) for source, examples in self.sets]
-        return epoch_plan(sets, self.stage.batch_size, rng, self.run.config.data.buffer)
+        new, kept = ([(source.weight, examples) for source, examples in sets] for sets in (self.sets, self.replay))
+        size, data = self.stage.batch_size, self.run.config.data
+        if not kept or data.replay is None:
+            return epoch_plan(new, size, rng, data.buffer)
+        return replay_plan(new, kept, data.replay.of_batch(size), size, rng, data.buffer)
 
     def fit(self) -> dict[str, float]:
         """Runs the epochs that remain and returns the best validation metrics."""
         position = self.position
         trim_heap()
+        if self.run.old is not None and position.step == 0:  # what there is to forget
+            self.run.log({"stage": self.stage.name, "epoch": 0, "step": 0, **self._measure_old()})
         with _progress(self.run.main) as bar:
             task = bar.add_task(self.stage.name, total=self.total, completed=position.step, info="")
             for epoch in range(position.epoch, self.epochs):
@@ -331,7 +340,7 @@ class StageLoop:
         if run.sharded:
             raise InputError(f"training.stages.{self.stage.name}: reports can't be drawn while weights are sharded")
         tokenizer, settings = run.checkpoint.tokenizer, run.config.training.reward
-        ids = [e.report_labels[e.report_labels >= 0] for _, examples in self.sets for e in examples]
+        ids = [e.report_labels[e.report_labels >= 0] for _, s in (*self.sets, *self.replay) for e in s]
         texts = [" ".join(str(tokenizer.decode(row, skip_special_tokens=True)).split()) for row in ids]
         scorer = Scorer(texts, run.checkpoint.graph, run.config.model.knowledge.view, settings)
         mark = tokenizer.convert_tokens_to_ids(UNWRITTEN)
@@ -351,6 +360,7 @@ class StageLoop:
             with gathered(self.run.step):
                 metrics = self.run.validator.measure(self.run.model, self.stage.losses, self.cache)
                 metrics |= self._written(epoch)
+        metrics |= self._measure_old()
         self.run.meeting.wait()
         score = self._score(metrics)
         metrics |= {f"train_{name}": float(np.mean(values)) for name, values in terms.items()}
@@ -365,6 +375,15 @@ class StageLoop:
             self.best = snapshot(self.run.model, self.groups)
         else:
             self.position.worse += 1
+
+    def _measure_old(self) -> dict[str, float]:
+        """What the model still knows of the old data, by names that begin with "old_"."""
+        run = self.run
+        if run.old is None:
+            return {}
+        with gathered(run.step):
+            found = run.old.measure(run.model, self.stage.losses, self.cache)
+        return {f"old_{name}": value for name, value in found.items() if name != "auc+map"}
 
     def _score(self, metrics: dict[str, float]) -> float:
         """What the stage is chosen by; more is better."""
@@ -445,13 +464,16 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared
                 metrics[stage.name] = run.stage(number, stage, resumed if number == first else None)
     checkpoint.metrics = metrics
     state = whole_state(run)
-    if run.validator.examples:
+    before, judged = checkpoint.calibration, run.data.validation + run.data.old
+    if judged:
         with gathered(run.step):
-            checkpoint.calibration = run.validator.calibrate(run.model, shared)
+            found = Validator(run.builder, judged, config, run.dtype).calibrate(run.model, shared)
+        checkpoint.calibration = kept_calibration(before, found, judged, checkpoint.labels)
     if run.main:
-        known = (fact for _, examples in run.sets for fact in known_of(examples))
+        known = (fact for _, examples in (*run.sets, *run.data.replay) for fact in known_of(examples))
         chosen = {name: list(labels) for name, labels in config.data.modality_labels.items()}
-        checkpoint.calibration.modalities = labels_by_modality(known, checkpoint.labels) | chosen
+        learnt = labels_kept(labels_by_modality(known, checkpoint.labels), before.modalities, checkpoint.labels)
+        checkpoint.calibration.modalities = learnt | chosen
         save_checkpoint(out / "best", checkpoint, state=state)
         draw_curve(out)
     run.meeting.wait()

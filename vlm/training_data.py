@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from vlm.config import DataSet, Stage
+from vlm.config import Data, DataSet, Replay, Stage
 from vlm.data.batches import Collator, bucketed, move
 from vlm.data.blank import blank_study
 from vlm.data.examples import Example, ExampleBuilder
@@ -133,11 +133,69 @@ def chosen_sets(
     ]
 
 
-def check_losses(number: int, stage: Stage, sets: Sequence[tuple[DataSet, Sequence[Example]]], detects: bool) -> None:
+@dataclass(slots=True)
+class RunSets:
+    """The examples of a run, with ids that are not mixed up.
+
+    Args:
+        train: sets to learn from. validation: studies to choose by.
+        replay: old sets, of which every batch holds a share. old: old studies to measure forgetting on.
+    """
+
+    train: list[tuple[DataSet, Sequence[Example]]]
+    validation: list[Example]
+    replay: list[tuple[DataSet, Sequence[Example]]]
+    old: list[Example]
+
+    @classmethod
+    def of(cls, data: Data, load: Callable[[DataSet], Sequence[Example]]) -> RunSets:
+        """Loads what a configuration names.
+
+        Raises:
+            InputError: no training set is named, or one cannot be read.
+        """
+        replay = data.replay.sets if data.replay is not None else ()
+        old = data.replay.validation if data.replay is not None else ()
+        named = (data.train, data.validation, replay, old)
+        sets = tell_apart([(source, load(source)) for part in named for source in part])
+        parts, start = [], 0
+        for part in named:
+            parts.append(sets[start : start + len(part)])
+            start += len(part)
+        if not parts[0]:
+            raise InputError("data.train: names no data set")
+        flat = [[e for _, examples in part for e in examples] for part in (parts[1], parts[3])]
+        return cls(parts[0], flat[0], parts[2], flat[1])
+
+    def replayed(self, stage: Stage, replay: Replay | None) -> list[tuple[DataSet, Sequence[Example]]]:
+        """Old sets of which a stage's batches hold a share; none where it replays nothing.
+
+        Raises:
+            InputError: it should, and no old study has what its losses need.
+        """
+        if replay is None or not self.replay or (replay.stages is not None and stage.name not in replay.stages):
+            return []
+        kept = [(source, usable(examples, stage.losses)) for source, examples in self.replay]
+        if not any(len(examples) for _, examples in kept):
+            raise InputError(
+                f"data.replay.sets: no study has what the losses of stage {stage.name!r} ({', '.join(stage.losses)}) "
+                "need; name other sets, or the stages that replay in data.replay.stages"
+            )
+        return [(source, examples) for source, examples in kept if len(examples)]
+
+
+def check_losses(
+    number: int,
+    stage: Stage,
+    sets: Sequence[tuple[DataSet, Sequence[Example]]],
+    detects: bool,
+    replay: Replay | None = None,
+) -> None:
     """Every loss that a stage names must have something to learn from, and a batch must be possible.
 
     Args:
         number: of the stage, from 0. sets: of the run. detects: whether the model has a detection head.
+        replay: of which its batches hold a share; None for none.
 
     Raises:
         InputError: naming the loss or the key.
@@ -164,10 +222,16 @@ def check_losses(number: int, stage: Stage, sets: Sequence[tuple[DataSet, Sequen
             "give boxes, or leave it out"
         )
     count = round(sum(source.weight * len(examples) for source, examples in sets))
-    if stage.batch_size > max(1, count):
+    most = max(1, count)
+    if replay is not None:
+        most = max(
+            size for size in range(2, 2 * stage.batch_size + 3) if size == 2 or size - replay.of_batch(size) <= count
+        )
+    if stage.batch_size > most:
+        beside = "" if replay is None else f" beside the {replay.of_batch(stage.batch_size)} old ones of a batch"
         raise InputError(
-            f"{key}.batch_size: {stage.batch_size}, but an epoch has only {count} studies to learn from; "
-            f"--set training.stages.{number}.batch_size={count}"
+            f"{key}.batch_size: {stage.batch_size}, but an epoch has only {count} studies to learn from{beside}; "
+            f"--set training.stages.{number}.batch_size={most}"
         )
 
 
@@ -177,6 +241,19 @@ def known_of(examples: Sequence[Example]) -> Iterator[tuple[Modality, np.ndarray
         yield from examples.known()
     else:
         yield from ((e.modality, e.finding_targets) for e in examples)
+
+
+def labels_kept(
+    now: Mapping[str, list[str]], before: Mapping[str, list[str]], labels: Sequence[str]
+) -> dict[str, list[str]]:
+    """The labels of each modality that a continued run speaks of: what its data taught, and what the checkpoint that it
+    started from had learnt.
+
+    Args:
+        now, before: modality -> labels. labels: the label list, which gives the order.
+    """
+    joined = {name: {*now.get(name, ()), *before.get(name, ())} for name in {**before, **now}}
+    return {name: [label for label in labels if label in own] for name, own in joined.items()}
 
 
 def labels_by_modality(
@@ -264,7 +341,7 @@ class Shared:
         """A data set's examples, read once for builders that make the same of it (raises as `load_examples`)."""
         begun = time.process_time()
         facts = [
-            source.model_dump_json(), builder.config.model_dump_json(exclude={"train", "validation"}),
+            source.model_dump_json(), builder.config.model_dump_json(exclude={"train", "validation", "replay"}),
             builder.labels, builder.box_labels, builder.graph.hash, builder.view, builder.concept_weight, builder.begin,
             sorted(builder.tokenizer.get_vocab().items()),
         ]  # fmt: skip

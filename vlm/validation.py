@@ -7,7 +7,7 @@ Shapes: B studies, F findings, n boxes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -178,6 +178,27 @@ class Validator:
             calibration.upper[name] = round(max(cut.upper, LEAST_UPPER), 5)
         calibration.boxes, calibration.box_threshold = calibrate_boxes(seen.boxes, seen.truths)
         return calibration
+
+
+def kept_calibration(
+    before: Calibration, now: Calibration, examples: Sequence[Example], labels: Sequence[str], least: int = 5
+) -> Calibration:
+    """The calibration of a continued run: what validation can't speak of stays as the start had it.
+
+    Args:
+        before: of the checkpoint that the run started from; empty for none. now: from `examples`.
+        examples: validation studies. labels: the label list. least: present and absent examples that it takes.
+    """
+    targets = np.stack([e.finding_targets for e in examples])
+    told = np.minimum((targets == 1).sum(0), (targets == 0).sum(0)) >= least
+    silent = {name for name, enough in zip(labels, told.tolist(), strict=True) if not enough}
+    out = replace(now, sentences=before.sentences)
+    for name in ("findings", "upper", "lower", "seen"):
+        old = {label: value for label, value in getattr(before, name).items() if label in silent}
+        out = replace(out, **{name: getattr(now, name) | old})
+    if now.box_threshold is None:
+        out = replace(out, boxes=before.boxes, box_threshold=before.box_threshold)
+    return out
 
 
 def best_f1_cut(probability: np.ndarray, truth: np.ndarray, least: int = 5) -> float:

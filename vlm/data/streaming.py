@@ -196,6 +196,14 @@ def _by_blocks(blocks: np.ndarray, weight: float, rng: np.random.Generator) -> n
     return np.concatenate(out) if out else np.zeros(0, np.int64)
 
 
+def sizes_of(examples: Sequence[Example]) -> np.ndarray:
+    """(n,) pixels of the examples' squares; of a prepared set without reading an image."""
+    if isinstance(examples, Mixture):
+        own = [sizes_of(part) for part in examples.sets]
+        return np.array([own[k][i] for k, i in zip(examples.which, examples.at, strict=True)], int)
+    return _facts(examples)[0]
+
+
 def _facts(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(examples, StreamedExamples):
         return examples.sizes, examples.lengths
