@@ -33,6 +33,7 @@ TOP = (
     "demo_scores",
     "team",
     "seeing",
+    "selecting",
     "explaining",
     "assembly",
     "validation",

@@ -9,11 +9,15 @@ import typer
 
 from vlm.cli.deidentify import deidentify
 from vlm.cli.prepare import prepare
+from vlm.cli.select import select
+from vlm.cli.split import split
 from vlm.cli.validate import validate
 
 app = typer.Typer(no_args_is_help=True, help="Data sets: layouts, checks, preparation, the phantom.")
 app.command()(deidentify)
 app.command()(prepare)
+app.command()(select)
+app.command()(split)
 app.command()(validate)
 
 

@@ -14,6 +14,7 @@ CSV, one image a row or several split by ";": columns `id`, `image`, and, where 
 
 "report" may be a whole text instead (JSONL: a string; CSV: a column `report`): it is cut into sections by
 `vlm.data.sections`, and what a column or a key states wins. "clinical" may hold "prior", the text of an earlier report.
+"selection", with which `vlm data select` says why it chose a study, is read over.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from vlm.data.sections import split_sections
 from vlm.types import SECTIONS, Box, Finding, InputError, Modality, SlicePlace, Study, StudyImage, View
 
 NEEDED = ("id", "image")
-_KEYS = {"id", "images", "clinical", "findings", "boxes", "report", "patient", "split", "source"}
+_KEYS = {"id", "images", "clinical", "findings", "boxes", "report", "patient", "split", "source", "selection"}
 _IMAGE_KEYS = {"file", "view", "modality", "spacing_mm", "window", "frame", "masked", "slice", "slab"}
 _SLICE_KEYS = {"first", "last", "count", "position_mm", "series"}
 _SIDES = ("left", "right", "bilateral")
