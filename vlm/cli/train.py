@@ -17,6 +17,10 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key: --set training.seed=3 (repeatable).")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Your list or folder, in place of the paths of data.train and data.validation."),
+    ] = None,
     start: Annotated[
         Path | None, typer.Option(help="Checkpoint to start from; default: the configuration's own parts.")
     ] = None,
@@ -41,7 +45,7 @@ def train(
     from vlm.training import train as run
 
     console = Console()
-    resolved = load_config(config, set_ or [])
+    resolved = load_config(config, set_ or [], data)
     out = out or Path("runs") / config.stem
     if dry_run:
         from vlm.cli.doctor import dry_run as shown

@@ -9,9 +9,12 @@ import pytest
 
 from vlm.checkpoint import RECORD, SHIPPED
 from vlm.cli.main import main
+from vlm.config import load_config
+from vlm.types import InputError
 
 ROOT = Path(__file__).parents[3]
 TINY = str(ROOT / "configs" / "tiny.yaml")
+FINETUNE = str(ROOT / "configs" / "finetune.yaml")
 needs_shipped = pytest.mark.skipif(not (SHIPPED / RECORD).is_file(), reason="no checkpoint is shipped in this checkout")
 
 
@@ -55,15 +58,30 @@ def test_dry_run_prints_what_each_stage_trains_and_writes_nothing(
         ((TINY, "--set", "model.vision.name=resnet9999"), "timm knows no model 'resnet9999'"),
         ((TINY, "--set", "model.language.path=./nowhere"), "./nowhere: no such folder of a language model"),
         ((TINY, "--set", "model.knowledge.view=nonsense"), "the graph has no view 'nonsense'"),
+        ((TINY, "--data", "mine.csv"), "has no data set with a path that it could stand for"),
+        ((FINETUNE, "--data", "nowhere.csv"), "nowhere.csv"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
     arguments: tuple[str, ...], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], language_folder: Path
 ) -> None:
-    language = (
-        () if any("language.path" in a for a in arguments) else ("--set", f"model.language.path={language_folder}")
-    )
+    language: tuple[str, ...] = ("--set", f"model.language.path={language_folder}")
+    if arguments[0] == FINETUNE or any("language.path" in a for a in arguments):
+        language = ()
     assert run("train", *arguments, *language, "--out", str(tmp_path / "run")) == 2
     shown = capfd.readouterr().err
     assert message in " ".join(shown.split())
     assert "Traceback" not in shown
+
+
+def test_data_stands_for_the_paths_of_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As typed, relative to the working directory, also where RADSCRIBE_DATA is set; splits stay."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RADSCRIBE_DATA", "/elsewhere")
+    config = load_config(Path(FINETUNE), [], Path("mine.csv"))
+    assert [s.location() for s in (*config.data.train, *config.data.validation)] == [tmp_path / "mine.csv"] * 2
+    assert config.data.train[0].split == ("train",)
+    several = tmp_path / "several.yaml"
+    several.write_text("data: {train: [{path: a}, {path: b}]}\n")
+    with pytest.raises(InputError, match=r"names 2 data sets \(a, b\)"):
+        load_config(several, [], Path("mine.csv"))
