@@ -78,16 +78,18 @@ class Replay(Strict):
     old_loss, old_auc, ... each epoch; without `sets` it is only measured. `stages` names those that replay."""
 
     sets: tuple[DataSet, ...] = ()
-    share: Real = Field(default=0.25, description="of every batch, above 0 and below 1")
+    share: Real | None = Field(default=None, description="of every batch, above 0 and below 1; 0.25 when left out")
     validation: tuple[DataSet, ...] = ()
     stages: tuple[str, ...] | None = Field(default=None, description="names of stages; null takes all")
 
     @model_validator(mode="after")
     def _something_is_replayed(self) -> Replay:
-        if not 0 < self.share < 1:
+        if self.sets and self.share is None:
+            self.share = 0.25
+        if self.share is not None and not 0 < self.share < 1:
             remedy = "leave the sets out" if self.share <= 0 else "train on them instead (data.train)"
             raise ValueError(f"share is {self.share}: it must lie above 0 and below 1; to have all or nothing {remedy}")
-        if not self.sets and self.model_fields_set & {"share", "stages"}:
+        if not self.sets and (self.share is not None or self.stages is not None):
             raise ValueError("a share of what? name the old data in sets")
         if not self.sets and not self.validation:
             raise ValueError("names neither sets nor validation; leave the section out")
@@ -95,7 +97,7 @@ class Replay(Strict):
 
     def of_batch(self, size: int) -> int:
         """Old studies of a batch of `size` studies, 2 or more."""
-        return min(max(1, round(self.share * size)), size - 1)
+        return min(max(1, round((self.share or 0.0) * size)), size - 1)
 
 
 class Data(Strict):

@@ -269,6 +269,14 @@ def test_what_cannot_be_replayed_is_said(language_folder: Path, replay: dict[str
         config_for(language_folder, replay)
 
 
+def test_a_resolved_configuration_reads_back(language_folder: Path) -> None:
+    for replay in (OLD, {"validation": OLD["validation"]}, {"sets": OLD["sets"]}):
+        config = config_for(language_folder, replay)
+        assert parse_config(config.model_dump(mode="json"), "again") == config
+    assert config.data.replay is not None
+    assert config.data.replay.share == 0.25
+
+
 def test_batches_too_small_or_too_large(language_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"stages.image.batch_size: 1 leaves no room"):
         config_for(language_folder, stages=[IMAGE | {"batch_size": 1}])
