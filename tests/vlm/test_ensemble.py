@@ -107,7 +107,7 @@ def test_the_next_token_is_the_mean_of_probabilities() -> None:
 
 def test_greedy_search_takes_what_the_mean_says(folders: tuple[Path, Path]) -> None:
     """Two language models with prompts of different length: each step's token is the argmax of the mean probability."""
-    models = [load_checkpoint(folder).model.language.model for folder in folders]
+    models: list[Any] = [load_checkpoint(folder).model.language.model for folder in folders]
     torch.manual_seed(5)
     prompts = [torch.randn(1, n, 32) for n in (3, 5)]
     parts = [(m, p, torch.ones(p.shape[:2], dtype=torch.long)) for m, p in zip(models, prompts, strict=True)]

@@ -185,7 +185,8 @@ def test_a_resumed_run_replays_the_unbroken_one(language_folder: Path, run: Path
     class Halted(Exception):
         pass
 
-    taken, steps = training.StageLoop._step, []
+    taken = training.StageLoop._step
+    steps: list[int] = []
 
     def halting(self: training.StageLoop, epoch: int, examples: list[Example]) -> dict[str, float]:
         if len(steps) == 5:
