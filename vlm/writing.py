@@ -124,7 +124,8 @@ class Writer:
         self.wording = wording_of(checkpoint.graph, view)
         self.automaton = term_automaton(self.wording)
         self.structurer = Structurer(checkpoint.graph, builder.reader, view)
-        self.watched = watched_words(name for label in self.wording.concepts for name in self.wording.names(label))
+        names = (name for label in self.wording.concepts for name in self.wording.names(label))
+        self.watched = watched_words(names, checkpoint.graph)
         tokenizer = checkpoint.tokenizer
         self.break_id = _break_id(tokenizer)
         mark = tokenizer.convert_tokens_to_ids(UNWRITTEN)

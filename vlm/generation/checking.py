@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
-from vlm.generation.automaton import AFTER_SPACE
+from vlm.generation.automaton import AFTER_SPACE, is_word
 from vlm.generation.compiling import CompiledConstraints
 from vlm.generation.constraints import RULES
 from vlm.generation.negation import BROKEN, MARK, PLAIN, SPACE, STOP
 from vlm.generation.structure import count_sentences
+from vlm.generation.tokens import STOPS
 
 
 def unmet_in(compiled: CompiledConstraints, text: str) -> tuple[str, ...]:
@@ -60,6 +61,16 @@ def _section_bits(compiled: CompiledConstraints) -> list[int]:
     ]
 
 
+def _has_empty_sentence(text: bytes) -> bool:
+    """Whether a full stop ends a sentence without a letter or digit, as the second of two does."""
+    begun = False
+    for byte in text:
+        if chr(byte) in STOPS and not begun:
+            return True
+        begun = (begun or is_word(byte)) and chr(byte) not in STOPS + "\n"
+    return False
+
+
 def _broken_shape(compiled: CompiledConstraints, text: str) -> set[str]:
     """Rules of a text's shape that it breaks."""
     broken = set()
@@ -74,6 +85,6 @@ def _broken_shape(compiled: CompiledConstraints, text: str) -> set[str]:
         broken.add("sentences")
     sentences = ["".join(char for char in part.lower() if char.isalnum()) for part in re.split(r"[.!?\n]", text)]
     sentences = [sentence for sentence in sentences if sentence]
-    if len(sentences) != len(set(sentences)):
+    if len(sentences) != len(set(sentences)) or _has_empty_sentence(text.encode()):
         broken.add("repeat_sentences")
     return broken

@@ -33,7 +33,7 @@ from vlm.generation.negation import (
     compile_negation,
 )
 from vlm.generation.structure import Frame, compile_template
-from vlm.generation.tokens import TokenTable
+from vlm.generation.tokens import TokenTable, hash_letters
 from vlm.generation.vocabulary import Halves, compile_vocabulary
 from vlm.types import InputError
 
@@ -53,6 +53,8 @@ class CompiledConstraints:
         events: (S,) int64, bits of `negation` that a state gives off at a boundary.
         meets: (S,) int64, bits of the sets of which a term ends here.
         inside: (S,) int64, bits of the sets of which a term is at least three letters under way.
+        torn: (S,) int64, bits of the sets of a term of which a word is half written.
+        letters: (S,) int64, hash of what is written of such a term, as `tokens.py` hashes sentences; else 0.
         names: names of the sets, by bit: hard ones that must appear, soft ones that must, soft ones that must not.
         hard: how many of them are hard.
         must: how many of them must appear, hard or soft.
@@ -79,6 +81,8 @@ class CompiledConstraints:
     events: np.ndarray
     meets: np.ndarray
     inside: np.ndarray
+    torn: np.ndarray
+    letters: np.ndarray
     names: tuple[str, ...]
     hard: int
     must: int
@@ -157,7 +161,7 @@ def compile_constraints(
     terms = automaton or build([*lexicon, *(term for group, _, _ in groups for term in group)])
     events, meets = _meanings(terms, groups)
     forcing = {bit: spellings[entry.name] for bit, entry in enumerate(hard)}
-    rest, carry_on, inside = _ways(terms, forcing, table)
+    rest, carry_on, inside, torn, letters = _ways(terms, forcing, table)
     signs = [1.0] * len(soft) + [-1.0] * len(soft_not)
     weights = [0.0] * len(hard) + [
         sign * (entry.weight or 0.0) for sign, entry in zip(signs, soft + soft_not, strict=True)
@@ -172,6 +176,8 @@ def compile_constraints(
         events=events,
         meets=meets,
         inside=inside,
+        torn=torn,
+        letters=letters,
         names=tuple(entry.name for entry in sets),
         hard=len(hard),
         must=len(hard) + len(soft),
@@ -296,12 +302,12 @@ def _meanings(terms: Automaton, groups: list[tuple[list[bytes], int, int]]) -> t
 
 def _ways(
     terms: Automaton, forcing: dict[int, list[bytes]], table: TokenTable
-) -> tuple[dict[int, dict[int, int]], dict[int, tuple[tuple[int, int], ...]], np.ndarray]:
-    """From each state inside a required term: what the term still takes, which tokens go on, and that it is under
-    way."""
+) -> tuple[dict[int, dict[int, int]], dict[int, tuple[tuple[int, int], ...]], np.ndarray, np.ndarray, np.ndarray]:
+    """From each state inside a required term: what the term still takes, which tokens go on, that it is under way,
+    that one of its words is half written, and the hash of its letters."""
     rest: dict[int, dict[int, int]] = defaultdict(dict)
     carry_on: dict[int, dict[int, int]] = defaultdict(dict)
-    inside = np.zeros(len(terms.moves), dtype=np.int64)
+    inside, torn, letters = (np.zeros(len(terms.moves), dtype=np.int64) for _ in range(3))
     for bit, spellings in forcing.items():
         for term in spellings:
             tokens_left, next_token = _path(term, table)
@@ -310,6 +316,9 @@ def _ways(
                 rest[state][bit] = min(rest[state].get(bit, FAR), tokens_left[start])
                 if start >= min(3, len(term)):
                     inside[state] |= 1 << bit
+                if is_word(term[start - 1]) and start < len(term) and is_word(term[start]):
+                    torn[state] |= 1 << bit
+                    letters[state] = hash_letters(term[:start])
                 token = next_token[start]
                 if token is not None:
                     carry_on[state][token] = carry_on[state].get(token, 0) | 1 << bit
@@ -325,7 +334,8 @@ def _ways(
             for token, bits in carry_on.get(suffix, {}).items():
                 carry_on[state][token] = carry_on[state].get(token, 0) | bits
             inside[state] |= inside[suffix]
-    return dict(rest), {state: tuple(tokens.items()) for state, tokens in carry_on.items()}, inside
+            torn[state] |= torn[suffix]
+    return dict(rest), {state: tuple(tokens.items()) for state, tokens in carry_on.items()}, inside, torn, letters
 
 
 @lru_cache(maxsize=16)

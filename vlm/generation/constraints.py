@@ -73,7 +73,8 @@ class Constraints:
         must_appear: at least one term of each set.
         must_not_assert: no term of any set, unless it is negated.
         must_not_deny: no negated mention of any set ("no effusion" beside a required effusion); always hard.
-        repeat_sentences: False forbids a sentence that was written before (letters and digits compared).
+        repeat_sentences: False forbids a sentence that was written before (letters and digits compared), and an empty
+            one (a second full stop).
         negation: the words that negate.
         in_order: the sets that must appear are mentioned in their order (other mentions between them are allowed).
         sections: headings; each stands in the text once, in this order, with text behind it.

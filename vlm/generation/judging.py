@@ -7,8 +7,10 @@ one or beside a box, or on a side where no box of the finding lies. Contradictio
 `knowledge.rules`. The penalty is a function of the text alone, so it can be taken back: a beam pays the difference to
 what it paid before.
 
-A side is read earlier, at the word that names it or the finding: when the sentence has ended, every beam may have taken
-the wrong one. Texts are read at those tokens only, and the best offers of a step only; what was read is remembered.
+A side is read earlier, at the word that names it or the finding, and so is a denial of what was seen, at the state that
+denies it ("heart size within normal ..."): when the sentence has ended, every beam may have taken the wrong one. Such a
+denial cuts its beam wherever another one is left. Texts are read at those tokens only, and the best offers of a step
+only; what was read is remembered.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import torch
 from torch import Tensor
 
 from knowledge.extraction import Mention, split_sentences
+from knowledge.graph import KnowledgeGraph
+from knowledge.lexicon import Lexicon
 from knowledge.ontology import Certainty
 from knowledge.rules import contradictions
 from vlm.generation.structuring import Evidence, Structurer, share_sides
@@ -69,11 +73,16 @@ class EvidenceJudge:
         if key not in self._paid:
             if len(self._paid) >= MOST_KEPT:
                 self._paid.clear()
-            self._paid[key] = self.weight * self.count(text, finished)
+            count, denials = self._read(text, finished)
+            self._paid[key] = self.weight * count + FORBIDDING * denials
         return self._paid[key]
 
     def count(self, text: str, finished: bool) -> int:
-        """Contradictions of a text; of a sentence that goes on only its sides count."""
+        """Contradictions of a text; of a sentence that goes on only its sides and denials count."""
+        return self._read(text, finished)[0]
+
+    def _read(self, text: str, finished: bool) -> tuple[int, int]:
+        """Contradictions of a text, and how many of them deny what was seen."""
         mentions = share_sides(self.structurer.reader.read(self.before + text, self.section))
         last = len(split_sentences(self.before + text)) - 1
         settled, under_way = mentions, []
@@ -83,8 +92,14 @@ class EvidenceJudge:
         wrong = {
             (m.sentence, s.label, s.certainty) for m in settled for s in self._said(m) if s.verdict < 0
         }  # a label once a sentence, however many words say it
-        wrong |= {(m.sentence, s.label, s.certainty) for m in under_way for s in self._said(m) if s.swapped}
-        return len(wrong) + len(contradictions(settled, self.structurer.graph))
+        wrong |= {
+            (m.sentence, s.label, s.certainty)
+            for m in under_way
+            for s in self._said(m)
+            if s.swapped or (s.verdict < 0 and s.certainty is Certainty.ABSENT)
+        }
+        denials = sum(certainty is Certainty.ABSENT for _, _, certainty in wrong)
+        return len(wrong) + len(contradictions(settled, self.structurer.graph)), denials
 
     def _said(self, mention: Mention) -> list[Any]:
         return [
@@ -100,7 +115,8 @@ class Judges:
     Args:
         judges: one a study; None for a study that is not judged.
         tokenizer: of the model.
-        watched: words at which a sentence is read before it ends: sides, and the last words of findings' names.
+        watched: words at which a sentence is read before it ends: sides, and the last words of findings' names and of
+            states that deny one.
     """
 
     def __init__(self, judges: Sequence[Judge | None], tokenizer: Any, watched: Iterable[str] = SIDES) -> None:
@@ -111,7 +127,9 @@ class Judges:
         for piece in self.table.pieces:
             word = piece.strip().lower()
             ends = any(mark in piece for mark in (b".", b"!", b"?", b"\n"))
-            flags.append(2 if ends else int(word in words))
+            # The end of a word that the tokenizer cuts ("unrem" + "arkable") counts as the word.
+            rest = len(word) > 2 and piece[:1].isalpha() and any(whole.endswith(word) for whole in words)
+            flags.append(2 if ends else int(word in words or rest))
         self.flags = torch.tensor(flags, dtype=torch.uint8)  # (V,) 0 goes on, 1 is watched, 2 ends a sentence
 
     def to(self, device: torch.device) -> Judges:
@@ -152,6 +170,11 @@ class Judges:
         return total
 
 
-def watched_words(terms: Iterable[str]) -> frozenset[str]:
-    """Sides and the last words of terms."""
-    return frozenset(SIDES) | {term.split()[-1].lower() for term in terms if term.split()}
+def watched_words(terms: Iterable[str], graph: KnowledgeGraph | None = None) -> frozenset[str]:
+    """Sides, the last words of terms, and, of a graph, those of the states that deny a finding ("unremarkable")."""
+    words = set(SIDES) | {term.split()[-1].lower() for term in terms if term.split()}
+    composites = Lexicon(graph).composites if graph is not None else {}
+    for (_, quality), meanings in composites.items():
+        if any(meaning.certainty is Certainty.ABSENT for meaning in meanings):
+            words |= {quality.split()[-1], f"{quality.split()[-1]}s"}
+    return frozenset(words)

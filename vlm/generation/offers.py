@@ -124,10 +124,17 @@ class Proposer:
     def _judge(self, offers: Offers, beams: Running, judges: Judges) -> None:
         """Let the best offers pay for what they contradict."""
         assert beams.paid is not None
+        before = beams.paid.gather(1, offers.beams)
+        paid, read = before.clone(), torch.zeros_like(before, dtype=torch.bool)
         most = min(2 * self.keep, offers.scores.shape[1])
-        live = (offers.scores >= offers.scores.topk(most)[0][:, -1:]) & (offers.scores > NEVER / 2)
-        paid = judges.penalties(beams.paid, beams.tokens, beams.step, offers.beams, offers.tokens, live, self.ends)
-        more = paid - beams.paid.gather(1, offers.beams)
+        while True:  # what moves up where others pay is read too
+            scores = offers.scores - (paid - before)
+            live = (scores >= scores.topk(most)[0][:, -1:]) & (scores > NEVER / 2) & ~read
+            if not bool(live.any()):
+                break
+            said = judges.penalties(beams.paid, beams.tokens, beams.step, offers.beams, offers.tokens, live, self.ends)
+            paid, read = torch.where(live, said, paid), read | live
+        more = paid - before
         if self.trace is not None:
             reasons = {"contradiction": more > 0}
             self.trace.refused(beams.tokens, beams.step, offers.beams, offers.tokens, offers.scores, reasons)
@@ -181,7 +188,11 @@ class Proposer:
         wanted = min(size, self.keep)
         count = min(size, wanted + SPARE)
         enough = torch.full((len(logits),), count, device=logits.device)  # (B,) offers that each study looks at
-        asked = self._asked(logits, total, beams, tracker, tracked)
+        likeliest = logits.argmax(-1, keepdim=True) if tracker.has_must else None
+        over = None if likeliest is None else self.ends[likeliest[..., 0]]  # (B, K)
+        if over is not None:
+            tracker.wait(tracked, beams.scores, over)
+        asked = self._asked(logits, total, beams, tracker, tracked, likeliest)
         while True:
             pool = self._pool(logits, total, beams, count)
             looked = torch.arange(count, device=logits.device) < enough[:, None]
@@ -189,8 +200,9 @@ class Proposer:
             offers = pool if asked is None else pool.join(asked, asked.scores < least)
             before = tracked.pick(offers.beams)
             after, allowed, banned = tracker.advance(
-                before, offers.tokens, offers.logprobs, offers.scores > NEVER / 2, beams.step
-            )
+                before, offers.tokens, offers.logprobs, offers.scores > NEVER / 2, beams.step,
+                None if over is None else over.gather(1, offers.beams),
+            )  # fmt: skip
             lost = (banned[:, :count] & looked & (pool.scores > NEVER / 2)).sum(1)
             short = (lost > enough - wanted) & (enough < size)
             if not bool(short.any()):
@@ -212,13 +224,19 @@ class Proposer:
         return offers.pick(offers.scores.topk(min(self.keep, offers.scores.shape[1]))[1])
 
     def _asked(
-        self, logits: Tensor, total: Tensor, beams: Running, tracker: Tracker, tracked: Tracked
+        self,
+        logits: Tensor,
+        total: Tensor,
+        beams: Running,
+        tracker: Tracker,
+        tracked: Tracked,
+        likeliest: Tensor | None,
     ) -> Offers | None:
         """Each beam's best token and the tokens that bring a missing required term on; the best of them."""
         tokens = tracker.advancing(tracked, beams.step)  # (B, K, A), -1 for none
         if tokens is None:
             return None
-        tokens = torch.cat([logits.argmax(-1, keepdim=True), tokens], -1)
+        tokens = torch.cat([logits.argmax(-1, keepdim=True) if likeliest is None else likeliest, tokens], -1)
         tokens[..., 1:].masked_fill_(tokens[..., 1:] == tokens[..., :1], -1)
         logprobs = logits.gather(-1, tokens.clamp(min=0)) - total
         scores = (logprobs + beams.scores[:, :, None]).masked_fill(tokens < 0, -math.inf).flatten(1)

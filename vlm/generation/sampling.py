@@ -133,6 +133,8 @@ class _Bound:
         """The best draw of each sample that is allowed, (B, K); `drawn` and `log_p` are (B, K, V)."""
         drawn, log_p = drawn.flatten(0, 1), log_p.flatten(0, 1)  # (R, V)
         asked = self.tracker.advancing(self.state, step)  # (R, 1, A), -1 for none
+        over = self.tracker.is_end[log_p.argmax(-1).clamp(max=len(self.tracker.is_end) - 1)]  # (R,)
+        self.tracker.wait(self.state, torch.zeros_like(over[:, None], dtype=drawn.dtype), over[:, None])
         count = min(LOOKED_AT, drawn.shape[1])
         while True:
             tokens = drawn.topk(count)[1]
@@ -141,7 +143,8 @@ class _Bound:
                 tokens = torch.cat([tokens, torch.where(wanted < 0, tokens[:, :1], wanted)], 1)
             before = self.state.pick(torch.zeros_like(tokens))
             live = drawn.gather(1, tokens) > float("-inf")
-            after, allowed, _ = self.tracker.advance(before, tokens, log_p.gather(1, tokens), live, step)
+            ending = over[:, None].expand_as(tokens)
+            after, allowed, _ = self.tracker.advance(before, tokens, log_p.gather(1, tokens), live, step, ending)
             if count == drawn.shape[1] or bool(allowed.any(1).all()):
                 break
             count = min(16 * count, drawn.shape[1])

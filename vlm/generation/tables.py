@@ -98,6 +98,8 @@ class ConstraintTables:
         self.events = self._tensor(np.concatenate([entry.events for entry in distinct]))
         self.meets = self._tensor(np.concatenate([entry.meets for entry in distinct]))
         self.inside = self._tensor(np.concatenate([entry.inside for entry in distinct]))
+        self.torn = self._tensor(np.concatenate([entry.torn for entry in distinct]))
+        self.letters = self._tensor(np.concatenate([entry.letters for entry in distinct]))
 
     def _stack_assertion(self, distinct: list[CompiledConstraints]) -> None:
         automata = list({id(entry.assertion): entry.assertion for entry in distinct}.values())
@@ -137,11 +139,14 @@ class ConstraintTables:
         self.ends_sentence = self._tensor(traits.ends_sentence, torch.bool)
         self.may_open = self._tensor(traits.may_open, torch.bool)
         self.begins_in_word = self._tensor(traits.begins_in_word, torch.bool)
+        self.stops_early = self._tensor(traits.stops_early, torch.bool)
+        self.stops_twice = self._tensor(traits.stops_twice, torch.bool)
         ends = [token for token in settings.eos_token_ids if token < size]
         stop = torch.full((self.bytes.shape[1],), 256, dtype=torch.int16, device=self.device)
         stop[0] = ord(".")
         values = {"bytes": stop, "lengths": 1, "token_hash": 0, "token_power": 1, "ends_sentence": True}
-        for name, value in {**values, "may_open": True, "begins_in_word": False}.items():
+        values |= {"may_open": True, "begins_in_word": False, "stops_early": False, "stops_twice": False}
+        for name, value in values.items():
             own = getattr(self, name).clone()  # the tokenizer's own arrays stay as they are
             own[ends] = value
             setattr(self, name, own)

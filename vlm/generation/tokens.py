@@ -23,6 +23,8 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _TABLES: WeakKeyDictionary[Any, TokenTable] = WeakKeyDictionary()
 
 
+STOPS = ".!?"
+
 PRIME = 1_099_511_628_211
 """Multiplier of the rolling hash of a sentence's letters and digits (FNV's prime; sums wrap at 64 bits)."""
 
@@ -37,6 +39,8 @@ class TokenTraits:
         ends_sentence: it holds a full stop or a line break.
         may_open: it can begin a sentence: its first letter is a capital, or it has none.
         begins_in_word: its first byte is a letter or digit.
+        stops_early: it writes a full stop before any letter or digit, which ends an empty sentence where none is open.
+        stops_twice: it ends an empty sentence wherever it stands ("..").
     """
 
     lengths: np.ndarray
@@ -45,6 +49,8 @@ class TokenTraits:
     ends_sentence: np.ndarray
     may_open: np.ndarray
     begins_in_word: np.ndarray
+    stops_early: np.ndarray
+    stops_twice: np.ndarray
 
 
 class TokenTable:
@@ -123,6 +129,8 @@ class TokenTable:
             ends_sentence=np.asarray(np.isin(matrix, [ord(char) for char in ".!?\n"]).any(1)),
             may_open=capital | (capital.mean() < 0.01),
             begins_in_word=words[matrix[:, 0]],
+            stops_early=_empty_sentence(matrix, words, False),
+            stops_twice=_empty_sentence(matrix, words, True),
         )
 
     def greedy(self, text: bytes) -> list[int] | None:
@@ -143,6 +151,26 @@ class TokenTable:
             else:
                 return None
         return tokens
+
+
+def hash_letters(text: bytes) -> int:
+    """Hash of a folded text's letters and digits, as a search makes it of a sentence's tokens."""
+    value = 0
+    for byte in text:
+        if is_word(byte):
+            value = (value * PRIME + byte) % 2**64
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _empty_sentence(matrix: np.ndarray, words: np.ndarray, begun: bool) -> np.ndarray:
+    """(V,) bool, tokens (V, L) in which a full stop ends a sentence without a letter; `begun`: one is open already."""
+    inside = np.full(len(matrix), begun)
+    empty = np.zeros(len(matrix), dtype=bool)
+    for column in matrix.T:
+        stop = np.isin(column, [ord(char) for char in STOPS])
+        empty |= stop & ~inside
+        inside = (inside | words[column]) & ~(stop | (column == 10))
+    return empty
 
 
 def _pieces(tokenizer: Any) -> list[bytes]:

@@ -24,7 +24,7 @@ from vlm.generation.tables import ASSERTED, RULE_BITS, ConstraintTables
 REMEMBERED = 32
 """Sentences of a report that are compared with a new one."""
 
-CLOSING = 2
+CLOSING = 6
 """Tokens kept free, where the length allows it, to end the sentence that holds the last required term."""
 
 GLUED = -10.0
@@ -37,6 +37,10 @@ CAUGHT = -5.0
 
 LAST_CALL = 16
 """Tokens before the last moment from which on a new sentence must begin with a missing required term."""
+
+IDLE = -1.0
+"""Nats for each token that brings no missing term on, once the best beam would have ended the text. Scores are divided
+by lengths, so without a price a text would rather go on than pay for its terms."""
 
 PLAUSIBLE = -5.0
 """Log probability from which on a required term may begin inside a sentence; at a sentence's start it always may."""
@@ -116,6 +120,7 @@ class Tracker(ConstraintTables):
 
     def start(self, batch: int, width: int) -> Tracked:
         """State before the first token."""
+        self.waiting = torch.zeros(batch, 1, dtype=torch.bool, device=self.device)
         zeros = torch.zeros(batch, width, dtype=torch.long, device=self.device)
         written = torch.zeros(batch, width, REMEMBERED if self.remembers else 0, dtype=torch.long, device=self.device)
         first = [self.term_start, self.assertion_start, None, None, self.frame_start, None]
@@ -123,9 +128,10 @@ class Tracker(ConstraintTables):
         return Tracked(torch.stack(fields, -1), written)
 
     def advance(
-        self, state: Tracked, tokens: Tensor, logprobs: Tensor, live: Tensor, step: int
+        self, state: Tracked, tokens: Tensor, logprobs: Tensor, live: Tensor, step: int, over: Tensor | None = None
     ) -> tuple[Tracked, Tensor, Tensor]:
-        """States behind every offered token: `tokens`, their `logprobs`, and whether their beam is `live`; (B, X) each.
+        """States behind every offered token: `tokens`, their `logprobs`, whether their beam is `live`, and whether the
+        model finds an end likeliest there (`over`); (B, X) each.
 
         Returns:
             The states, (B, X); which offers are allowed; and which were refused for what they write (not for being
@@ -160,6 +166,8 @@ class Tracker(ConstraintTables):
         timely = allowed
         if self.has_must or (self.forbids and self.is_late(step)) or (self.has_rules and self.is_late(step)):
             apt = self._apt(state, after, tokens, logprobs) if self.has_must else allowed
+            if over is not None and self.has_must:
+                apt = apt & ~self._rambles(state, after, over, tokens)
             allowed = self._in_time(state, after, missing, allowed, apt, tokens, step)
         if self.tracing:
             self.refused = {**refused, "length": timely & ~allowed, **self._named_rules(broken)}
@@ -279,6 +287,8 @@ class Tracker(ConstraintTables):
             return sentence.masked_fill(ends, 0), written, ends
         closes = ends & (sentence != 0)
         repeated = closes & (written == sentence[..., None]).any(-1)
+        # A second full stop ends a sentence of nothing.
+        repeated = repeated | (self.stops_early[tokens] & (state.sentence == 0)) | self.stops_twice[tokens]
         shifted = torch.cat([sentence[..., None], written[..., :-1]], -1)
         written = torch.where(closes[..., None], shifted, written)
         return sentence.masked_fill(ends, 0), written, repeated
@@ -321,7 +331,30 @@ class Tracker(ConstraintTables):
         if not bool(begins.any()):
             return ~begins
         at_start = (before.sentence == 0) & self.may_open[tokens]
-        return ~begins | (logprobs >= PLAUSIBLE) | at_start
+        # Half a word is not left to write its term elsewhere ("P pacemaker").
+        again = (self.torn[self._meaning(before.terms)] & reached) != 0
+        again = again & ~self.begins_in_word[tokens]
+        return ~begins | (((logprobs >= PLAUSIBLE) | at_start) & ~again)
+
+    def wait(self, state: Tracked, scores: Tensor, over: Tensor) -> None:
+        """Notes the studies whose best beam (B, K) would end here were it not for a missing term."""
+        missing = self.hard[:, None] & ~(state.met | self.pending(state))
+        here = over & (state.sentence == 0) & (missing != 0)
+        self.waiting |= here.gather(1, scores.argmax(1, keepdim=True))
+
+    def _rambles(self, before: Tracked, after: Tracked, over: Tensor, tokens: Tensor) -> Tensor:
+        """Offers (B, X) that begin another sentence than one with a missing term where the model would end the text.
+
+        Without this a text goes on with what comes to the model's mind, for its score is divided by its length.
+        """
+        missing = self._countable(before, self.hard[:, None] & ~before.met)
+        opens = over & (before.sentence == 0) & (missing != 0)
+        strays = opens & ~self._goes_on(after, missing)
+        # Nor is the term that such a sentence begins with given up for another word ("A" of "Atelectasis").
+        meaning = self._meaning(before.terms)
+        begun = self.waiting & ((self.torn[meaning] & missing) != 0) & (before.sentence == self.letters[meaning])
+        goes_on = self.begins_in_word[tokens] & self._goes_on(after, missing)
+        return strays | (begun & ~goes_on)
 
     def _progress(self, state: Tracked, missing: Tensor) -> Tensor:
         """Tokens that what is written saves for one of the missing terms, at most."""
@@ -348,9 +381,11 @@ class Tracker(ConstraintTables):
             here = missing & self.frame_counts[before.frame] if self.has_frame else missing
             strays = (before.sentence == 0) & ~self._goes_on(after, here)
             strays = strays & late & (here != 0)
+            tidy = in_comfort & ~self._frays(before, after, missing, need, tokens, left)
             hurried = [
-                allowed & apt & in_comfort & ~strays,
-                allowed & apt & in_comfort,
+                allowed & apt & tidy & ~strays,
+                allowed & apt & tidy,
+                allowed & tidy,
                 allowed & in_comfort,
                 allowed & in_time,
             ]
@@ -360,6 +395,17 @@ class Tracker(ConstraintTables):
         for rule in reversed(rules):
             chosen = torch.where(rule.any(-1, keepdim=True), rule, chosen)
         return chosen
+
+    def _frays(
+        self, before: Tracked, after: Tracked, missing: Tensor, need: Tensor, tokens: Tensor, left: int
+    ) -> Tensor:
+        """Offers (B, X) that begin a sentence which the length may cut although nothing is missing, or that leave the
+        last one open."""
+        done = (missing == 0) & (need == 0) & (self.hard != 0)[:, None]
+        begins = (before.sentence == 0) & ~self.is_end[tokens] & (left < LAST_CALL)
+        if left == 0:
+            begins = begins | (after.sentence != 0)
+        return done & begins
 
     def _shape_need(self, after: Tracked, missing: Tensor) -> Tensor | float:
         """Tokens that the template, the fewest sentences and a begun term of the terminology still take."""
@@ -456,9 +502,17 @@ class Tracker(ConstraintTables):
         tokens = tokens.masked_fill((bits & usable[..., None]) == 0, -1)
         # A required assertion can't begin inside a negation's scope: a full stop ends that. So it does before a late
         # term.
-        late = (self.settings.max_new_tokens - step <= self.total_cost + 2 + CLOSING)[:, None]
-        stop = torch.where((missing != 0) & (blocked | (late & (state.sentence != 0))), self.stop_token[:, None], -1)
-        return [tokens, stop[..., None]]
+        left = self.settings.max_new_tokens - step
+        late = (left <= self.total_cost + 2 + CLOSING)[:, None]
+        inside = state.sentence != 0
+        stops = (missing != 0) & (blocked | (late & inside))
+        if left > CLOSING:
+            return [tokens, torch.where(stops, self.stop_token[:, None], -1)[..., None]]
+        # What has all its terms ends its last sentence and then itself.
+        done = (missing == 0) & (self.hard != 0)[:, None]
+        stop = torch.where(stops | (done & inside), self.stop_token[:, None], -1)
+        end = torch.where(done & ~inside, self.settings.eos_token_ids[0], -1)
+        return [tokens, stop[..., None], end[..., None]]
 
     def levels(self, state: Tracked) -> Tensor:
         """How far each offer (B, X) has come: twice the required sets met, one more with a term under way."""
@@ -487,6 +541,11 @@ class Tracker(ConstraintTables):
             if self.undenied:
                 price = price + (self._caught(after, UNDENIED) | (self._caught(before, UNDENIED) & glued)) * GLUED
             price = price * self._bound(after)
+        if self.has_must and bool(self.waiting.any()):
+            missing = self.hard[:, None] & ~before.met
+            idle = (missing != 0) & ~self._goes_on(after, missing) & ((missing & self.pending(after)) == 0)
+            goes = self.waiting & ~self.ends_sentence[tokens.clamp(max=len(self.lengths) - 1)]
+            price = price + (idle & goes) * IDLE
         if not self.has_soft:
             return price
         new = after.met & ~before.met

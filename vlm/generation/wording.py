@@ -139,7 +139,9 @@ def _composites(graph: KnowledgeGraph, wanted: frozenset[str], certainty: Certai
                 continue
             names = graph.terms(head) if head in graph.concepts else (head,)
             for name in sorted({name.lower() for name in names}, key=len)[:_HEADS]:
-                found.setdefault(composite.concept, {}).update(dict.fromkeys(_phrases(name, quality)))
+                # The lexicon's keys are in the singular; reports write "within normal limits".
+                plural = quality + "s" if quality.endswith("limit") else quality
+                found.setdefault(composite.concept, {}).update(dict.fromkeys(_phrases(name, plural)))
     return {id: tuple(phrases) for id, phrases in found.items()}
 
 
@@ -147,7 +149,8 @@ def _phrases(head: str, quality: str) -> list[str]:
     plural = head if head.endswith("s") else head + "s"
     phrases = [f"{quality} {head}", f"{quality} {plural}", f"{plural} are {quality}"]
     sizes = ("", " size") if head in _SIZED else ("",)
-    return phrases + [f"{head}{size} is {hedge}{quality}" for size in sizes for hedge in _HEDGES]
+    phrases += [f"{head}{size} is {hedge}{quality}" for size in sizes for hedge in _HEDGES]
+    return phrases + [f"{head}{size} {quality}" for size in sizes]  # "Heart size within normal limits."
 
 
 @cache

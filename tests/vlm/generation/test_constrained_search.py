@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import random
+import re
 
 import pytest
 import torch
 from generation_text import appears, byte_level, draw_prompt, random_model, sentence_piece
 
+import vlm.generation.tracker as tracker
 from vlm.generation.beam_search import BeamSettings, beam_search
 from vlm.generation.compiling import compile_constraints
 from vlm.generation.constraints import Constraints, TermSet
@@ -104,16 +107,89 @@ def test_no_sentence_is_written_twice() -> None:
     for candidates in beam_search(
         model, settings(4, 60), input_ids=draw_prompt(model, 4, draw), constraints=[compiled] * 4
     ):
-        sentences = [
-            "".join(char for char in part.lower() if char.isalnum())
-            for part in text_of("byte", candidates[0].tokens)
-            .replace("!", ".")
-            .replace("?", ".")
-            .replace("\n", ".")
-            .split(".")
-        ]
+        written = compiled.table.write([token for token in candidates[0].tokens if token != 2])
+        # Latin-1 keeps every byte apart; those beyond ASCII are letters to the search.
+        parts = re.split(r"[.!?\n]", written.decode("latin-1").lower())
+        sentences = ["".join(char for char in part if char.isalnum() or ord(char) > 127) for part in parts]
         sentences = [sentence for sentence in sentences if sentence]
         assert len(sentences) == len(set(sentences))
+
+
+def ending_model(kind: str, end: float) -> torch.nn.Module:
+    """The random model with a head that likes full stops, several of them, and, by `end`, the end."""
+    model, tokenizer = copy.deepcopy(random_model(kind)), TOKENIZERS[kind]()
+    bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size))
+    with torch.no_grad():
+        bias[tokenizer.encode(".", add_special_tokens=False)[-1]] = 12.0
+        bias[2] = end
+    model.lm_head.bias = bias
+    return model
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", ["byte", "piece"])
+def test_no_full_stop_follows_a_full_stop(kind: str, seed: int) -> None:
+    draw = random.Random(seed)
+    model, tokenizer = ending_model(kind, 11.0), TOKENIZERS[kind]()
+    prompt = draw_prompt(model, 3, draw)
+    free = beam_search(model, settings(4, 30), input_ids=prompt)
+    concepts = tuple(draw.sample(CONCEPTS, 2))
+    compiled = compile_constraints(Constraints(must_appear=concepts, repeat_sentences=False), tokenizer, 30)
+    bound = beam_search(model, settings(4, 30), input_ids=prompt, constraints=[compiled] * 3)
+    twice = re.compile(r"[.!?][^0-9A-Za-z\x80-\xff]*[.!?]")
+    assert any(twice.search(compiled.table.write(list(c[0].tokens)).decode("latin-1")) for c in free)
+    for candidates in bound:
+        for candidate in candidates:
+            text = compiled.table.write([token for token in candidate.tokens if token != 2]).decode("latin-1")
+            assert candidate.unmet == ()
+            assert not twice.search(text), text
+
+
+def test_a_text_that_would_end_goes_on_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model would end, the next sentence is the missing term's: texts are shorter, and end in full stops."""
+    model, tokenizer = ending_model("byte", 13.0), byte_level()
+    prompt = draw_prompt(model, 8, random.Random(3))
+    compiled = compile_constraints(
+        Constraints(must_appear=(CONCEPTS[2], CONCEPTS[5]), repeat_sentences=False), tokenizer, 80
+    )
+
+    def written() -> list[tuple[int, ...]]:
+        found = beam_search(model, settings(4, 80), input_ids=prompt, constraints=[compiled] * 8)
+        assert all(rows[0].unmet == () for rows in found)
+        return [rows[0].tokens for rows in found]
+
+    bound = written()
+    monkeypatch.setattr(tracker.Tracker, "wait", lambda self, state, scores, over: None)
+    monkeypatch.setattr(tracker.Tracker, "_rambles", lambda self, before, after, over, tokens: over & False)
+    free = written()
+    assert sum(map(len, bound)) < 0.8 * sum(map(len, free))
+
+
+def test_a_text_that_fills_its_length_ends_its_last_sentence() -> None:
+    model, tokenizer = random_model("byte"), byte_level()
+    prompt = draw_prompt(model, 8, random.Random(4))
+    compiled = compile_constraints(Constraints(must_appear=(CONCEPTS[3],)), tokenizer, 30)
+    free = beam_search(model, settings(4, 30), input_ids=prompt)
+    bound = beam_search(model, settings(4, 30), input_ids=prompt, constraints=[compiled] * 8)
+    marks = (".", "!", "?", "\n")
+    closed = [
+        sum(rows[0].tokens[-1] == 2 or text_of("byte", rows[0].tokens).endswith(marks) for rows in found)
+        for found in (free, bound)
+    ]
+    assert closed[0] < 8
+    assert closed[1] == 8
+
+
+def test_half_a_word_is_not_left_to_write_its_term_elsewhere() -> None:
+    model, tokenizer = random_model("byte"), byte_level()
+    compiled = compile_constraints(Constraints(must_appear=(TermSet("p", ("pneumothorax",)),)), tokenizer, 40)
+    half, whole = compiled.terms.nodes[b"pneu"], compiled.terms.nodes[b"pneumothorax"]
+    assert compiled.torn[half] == 1
+    assert compiled.torn[whole] == 0
+    for seed in range(8):
+        prompt = draw_prompt(model, 2, random.Random(seed))
+        for rows in beam_search(model, settings(4, 40), input_ids=prompt, constraints=[compiled] * 2):
+            assert not re.search(r"\bp(n(eu?)?)? pneumothorax", text_of("byte", rows[0].tokens), re.I)
 
 
 def test_studies_of_a_batch_keep_their_own_constraints() -> None:

@@ -12,9 +12,10 @@ from generation_text import byte_level, draw_prompt, random_model
 from knowledge.graph import KnowledgeGraph
 from vlm.generation.beam_search import BeamSettings, beam_search
 from vlm.generation.confidence import calibration_error, cross_fitted, fit_confidence, sentence_outcomes
-from vlm.generation.judging import EvidenceJudge, Judges
+from vlm.generation.judging import FORBIDDING, EvidenceJudge, Judges, watched_words
 from vlm.generation.planning import beam_plan
 from vlm.generation.structuring import Evidence, Structurer, withhold
+from vlm.generation.tokens import TokenTable
 from vlm.types import Box, InputError, Report
 
 
@@ -45,7 +46,43 @@ def evidence() -> Evidence:
 def test_what_a_text_pays_for(text: str, finished: bool, count: int) -> None:
     judge = EvidenceJudge(structurer(), evidence(), 2.0)
     assert judge.count(text, finished) == count
-    assert judge.penalty(text, finished) == 2.0 * count
+    denied = FORBIDDING * text.startswith("No nodule")
+    assert judge.penalty(text, finished) == 2.0 * count + denied
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Heart size within normal",
+        "The heart is normal",
+        "The cardiomediastinal silhouette and pulmonary vasculature are within normal",
+        "The heart and lungs are unremarkable",
+        "No cardiomegaly",
+    ],
+)
+def test_a_denial_of_what_was_seen_cuts_a_beam_before_its_sentence_ends(text: str) -> None:
+    judge = EvidenceJudge(structurer(), Evidence({"cardiomegaly": 0.95}), 2.0)
+    assert judge.penalty(text, False) >= FORBIDDING
+    assert EvidenceJudge(structurer(), Evidence({"cardiomegaly": 0.3}), 2.0).penalty(text, False) == 0.0
+    last = text.split()[-1].lower()
+    assert last in watched_words(["cardiomegaly"], KnowledgeGraph.load())
+
+
+class Denier:
+    """Cuts whatever holds an "e"."""
+
+    def penalty(self, text: str, finished: bool) -> float:
+        return FORBIDDING * ("e" in text.lower())
+
+
+def test_what_moves_up_behind_cut_offers_is_read_too() -> None:
+    tokenizer, model = byte_level(), random_model("byte")
+    settings = BeamSettings(2, 12, 12, eos_token_ids=(2,), pad_token_id=0)
+    words = [piece.decode("latin-1").strip().lower() for piece in TokenTable.of(tokenizer).pieces if b"e" in piece]
+    prompt = draw_prompt(model, 3, random.Random(2))
+    found = beam_search(model, settings, input_ids=prompt, judges=Judges([Denier()] * 3, tokenizer, words))
+    for rows in found:
+        assert all("e" not in tokenizer.decode(list(c.tokens)).lower() for c in rows)
 
 
 class Hater:

@@ -102,6 +102,7 @@ def test_steering_requires_what_is_seen_and_forbids_what_is_not() -> None:
         ("Enlarged heart. Clear lungs.", ("pleural_effusion",)),
         ("Enlarged heart. Small effusion. No effusion.", ("must_not_assert",)),
         ("Cardiomegaly. Small effusion. The heart size is normal.", ("must_not_assert",)),
+        ("Cardiomegaly. Small effusion. Heart size within normal limits.", ("must_not_assert",)),
         ("Cardiomegaly with effusion. There is a pneumothorax.", ("must_not_assert",)),
         ("Cardiomegaly with effusion. No change in the right lung opacity.", ("must_not_assert",)),
         ("Cardiomegaly with effusion. Pneumothorax is not seen. No opacities.", ()),
