@@ -2,7 +2,8 @@
 
 CSV: a row a study, its images split by ";", the layout of `vlm.data.layouts.tabular`; `findings` and `impression` stand
 empty, and `rank`, `score` and `why` are read over. A CSV cannot say which slice of a volume, which window or which
-masks: such a pool is written as JSONL, the same layout's other form, with `selection` on each line.
+masks: such a pool is written as JSONL, the same layout's other form, with `selection` on each line. A pixel spacing
+that only the pool's list stated is not in a CSV either; training does not ask for it.
 
 Nothing of what the pool said of findings, boxes or reports is written, and of patients nothing but the study's id.
 """
@@ -64,8 +65,6 @@ def not_for_csv(study: Study) -> str | None:
             return "slices"
         if image.masked or image.window is not None:
             return "masks" if image.masked else "window"
-        if image.spacing_mm is not None:
-            return "pixel spacing"
         if image.path is not None and (";" in str(image.path) or str(image.path) != str(image.path).strip()):
             return "file name"
     return "images of several modalities" if len({i.modality for i in study.images}) > 1 else None
