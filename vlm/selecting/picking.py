@@ -2,7 +2,8 @@
 
 A list of the highest scores alone may hold one kind of study fifty times. So uncertainty and disagreement keep
 `BREADTH` times as many as are asked for, and choose among these by k-centre greedy, from the highest score on (a
-cheap form of Zhdanov 2019, arXiv:1901.05954, who clusters them). scripts/measure_selection.py measures it.
+cheap form of Zhdanov 2019, arXiv:1901.05954, who clusters them). On Open-i, where hardly two films are alike, this
+step makes no measured difference (scripts/measure_selection.py); it is there for pools that hold copies and series.
 
 What was seen is kept beside the list until it is written: a call that was interrupted is taken up by the next one.
 """
