@@ -3,7 +3,9 @@
 It computes what transformers' `LlamaForCausalLM.forward` computes, from the same weights (adapters of LoRA added to
 them), and is used by `beam_search` when the model is one; everything else goes through its own forward. On the CPU the
 matrices are repacked once for oneDNN, which at the few rows of a beam search is two to three times faster than the
-library's product; the packed copy is kept as long as the weights don't change.
+library's product; the packed copy is kept as long as the weights don't change. On a CPU that has no bfloat16
+instructions a bfloat16 model is packed and computed in float32 (its keys and values stay in bfloat16): the library's
+own product of bfloat16 is many times slower there.
 
 Shapes: `B` studies, `K` beams, `n` tokens of a pass, `S` slots, `H` heads, `E` width of a head, `D` width, `V`
 vocabulary.
@@ -25,6 +27,9 @@ from vlm.generation.tree_cache import HuggingFaceStepper, Slots
 ROWS = 16
 """Rows that packing is told to expect; any number is served, only 1 would be packed badly."""
 
+FEW = 4
+"""Queries of a study below which they are attended more than once: the order of so few sums hangs on the threads."""
+
 _READY: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], LeanWeights]] = WeakKeyDictionary()
 
 
@@ -41,8 +46,9 @@ class PackedLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.bias = bias
-        packs = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+        dtype = computed_in(weight)
+        weight, self.bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        packs = weight.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
         self.packed = packs and torch.backends.mkldnn.is_available()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS) if self.packed else weight
 
@@ -71,6 +77,12 @@ class PackedLinear:
         if x.numel() == x.shape[-1]:
             return self._binary(torch.cat([x, x]), torch.cat([other, other]), after)[:1]
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, after)
+
+
+def computed_in(weight: Tensor) -> torch.dtype:
+    """The dtype that a model of such weights is computed in."""
+    wide = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return torch.float32 if wide and not torch.ops.mkldnn._is_mkldnn_bf16_supported() else weight.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +181,13 @@ def _joined(*modules: Any) -> PackedLinear:
 
 @torch.inference_mode()
 def _pack(base: Any) -> LeanWeights:
+    dtype = computed_in(base.lm_head.weight)
     layers = tuple(
         LeanLayer(
-            block.input_layernorm.weight.detach(),
+            block.input_layernorm.weight.detach().to(dtype),
             _joined(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj),
             _joined(block.self_attn.o_proj),
-            block.post_attention_layernorm.weight.detach(),
+            block.post_attention_layernorm.weight.detach().to(dtype),
             _joined(block.mlp.gate_proj),
             _joined(block.mlp.up_proj),
             _joined(block.mlp.down_proj),
@@ -184,7 +197,7 @@ def _pack(base: Any) -> LeanWeights:
     config = base.config
     return LeanWeights(
         layers,
-        base.model.norm.weight.detach(),
+        base.model.norm.weight.detach().to(dtype),
         _joined(base.lm_head),
         base.get_input_embeddings().weight.detach(),
         config.rms_norm_eps,
@@ -212,7 +225,8 @@ class LeanLlamaStepper(HuggingFaceStepper):
         positions = torch.arange(longest, device=attention_mask.device)[None]
         base: Any = _base(model)
         rotary = base.model.rotary_emb
-        cosines, sines = rotary(self.weights.embedding[:1], positions)
+        self.computed = computed_in(self.weights.embedding)
+        cosines, sines = rotary(self.weights.embedding[:1].to(self.computed), positions)
         self.cosines, self.sines = cosines[0], sines[0]  # (longest, E)
 
     def prefill(self) -> Tensor:
@@ -226,14 +240,15 @@ class LeanLlamaStepper(HuggingFaceStepper):
         visible = visible | torch.eye(
             length, dtype=torch.bool, device=x.device
         )  # padding sees itself, so no row is empty
-        hidden = self._blocks(x.to(self.dtype), positions, visible, last=True)
+        hidden = self._blocks(x.to(self.computed), positions, visible, last=True)
         return self._logits(hidden[:, 0])
 
     def step(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Logits after one more token a beam, (B, K, V) float32."""
         self.slots.advance(parents)
         position = (self.slots.lengths + self.slots.depth - 1)[:, None].expand_as(tokens)
-        return self._logits(self._blocks(self.weights.embedding[tokens], position, self.slots.mask()))
+        embedded = self.weights.embedding[tokens].to(self.computed)
+        return self._logits(self._blocks(embedded, position, self.slots.mask()))
 
     def _logits(self, hidden: Tensor) -> Tensor:
         hidden = functional.rms_norm(hidden, hidden.shape[-1:], self.weights.norm, self.weights.epsilon)
@@ -245,13 +260,14 @@ class LeanLlamaStepper(HuggingFaceStepper):
         weights, shape = self.weights, x.shape[-1:]
         cosines = self.cosines[positions][:, None]  # (B, 1, n, E)
         sines = self.sines[positions][:, None]
-        attention = Attention(visible, self.slots, self.dtype)
+        attention = Attention(visible, self.slots, self.computed)
         for index, layer in enumerate(weights.layers):
             joined = layer.attend_in(functional.rms_norm(x, shape, layer.norm, weights.epsilon))
             joined = joined.view(*x.shape[:2], -1, weights.width).transpose(1, 2)  # (B, H + 2 G, n, E)
             rotated = _rotate(joined[:, : weights.heads + weights.key_heads], cosines, sines)
             query, key = rotated.split([weights.heads, weights.key_heads], 1)
-            keys, values = self.layers[index].update(key, joined[:, weights.heads + weights.key_heads :])
+            value = joined[:, weights.heads + weights.key_heads :]
+            keys, values = self.layers[index].update(key.to(self.dtype), value.to(self.dtype))
             if last and index + 1 == len(weights.layers):
                 query, x = query[:, :, -1:], x[:, -1:]
             x = layer.attend_out.plus(attention(query, keys, values), x)
@@ -304,11 +320,15 @@ class Attention:
         for study, ((begin, end), mask) in enumerate(zip(self.spans, self.masks, strict=True)):
             row = max(0, length - mask.shape[2])
             own = slice(study, study + 1)
+            asking, seen = query[own, :, row:], mask[:, :, -length:]
+            if length - row < FEW:
+                times = -(-FEW // (length - row))
+                asking, seen = asking.repeat(1, 1, times, 1), seen.repeat(1, 1, times, 1)
             found = attend(
-                query[own, :, row:], keys[own, :, begin:end], values[own, :, begin:end],
-                attn_mask=mask[:, :, -length:], enable_gqa=grouped,
+                asking, keys[own, :, begin:end].to(query.dtype), values[own, :, begin:end].to(query.dtype),
+                attn_mask=seen, enable_gqa=grouped,
             )  # fmt: skip
-            out[study, row:] = found[0].transpose(0, 1).flatten(1)
+            out[study, row:] = found[0, :, : length - row].transpose(0, 1).flatten(1)
         return out
 
 
