@@ -16,6 +16,7 @@ only; what was read is remembered.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -122,15 +123,7 @@ class Judges:
     def __init__(self, judges: Sequence[Judge | None], tokenizer: Any, watched: Iterable[str] = SIDES) -> None:
         self.judges = tuple(judges)
         self.table = TokenTable.of(tokenizer)
-        words = {word.encode() for word in watched}
-        flags = []
-        for piece in self.table.pieces:
-            word = piece.strip().lower()
-            ends = any(mark in piece for mark in (b".", b"!", b"?", b"\n"))
-            # The end of a word that the tokenizer cuts ("unrem" + "arkable") counts as the word.
-            rest = len(word) > 2 and piece[:1].isalpha() and any(whole.endswith(word) for whole in words)
-            flags.append(2 if ends else int(word in words or rest))
-        self.flags = torch.tensor(flags, dtype=torch.uint8)  # (V,) 0 goes on, 1 is watched, 2 ends a sentence
+        self.flags = _flags(self.table, frozenset(watched))
 
     def to(self, device: torch.device) -> Judges:
         """Itself, with its tensor where the search runs."""
@@ -152,22 +145,36 @@ class Judges:
         size = len(self.flags)
         flags = self.flags[tokens.clamp(max=size - 1)].masked_fill(tokens >= size, 0)
         flags = torch.where(ends[tokens], 2, flags)
-        places = ((flags > 0) & live).nonzero().tolist()
-        if not places:
+        places = ((flags > 0) & live).nonzero()
+        if not len(places):
             return total
+        at = (places[:, 0], places[:, 1])
+        offers = torch.stack([*at, beams[at], tokens[at], flags[at].long()], 1).tolist()
         pieces = self.table.pieces
         texts: dict[tuple[int, int], bytes] = {}
-        for study, place in places:
+        for study, place, beam, token, flag in offers:
             judge = self.judges[study]
             if judge is None:
                 continue
-            beam, token = int(beams[study, place]), int(tokens[study, place])
             if (study, beam) not in texts:
                 texts[study, beam] = self.table.write([t for t in written[study, beam, :step].tolist() if t < size])
             text = texts[study, beam] + (pieces[token] if token < size else b"")
-            finished = int(flags[study, place]) == 2
-            total[study, place] = judge.penalty(text.decode("utf-8", "ignore").strip(), finished)
+            total[study, place] = judge.penalty(text.decode("utf-8", "ignore").strip(), flag == 2)
         return total
+
+
+@lru_cache(maxsize=8)
+def _flags(table: TokenTable, watched: frozenset[str]) -> Tensor:
+    """(V,) uint8 of a tokenizer's pieces: 0 goes on, 1 is watched, 2 ends a sentence."""
+    words = {word.encode() for word in watched}
+    # The end of a word that the tokenizer cuts ("unrem" + "arkable") counts as the word.
+    rests = {word[start:] for word in words for start in range(len(word) - 2)}
+    flags = []
+    for piece in table.pieces:
+        word = piece.strip().lower()
+        ends = any(mark in piece for mark in (b".", b"!", b"?", b"\n"))
+        flags.append(2 if ends else int(word in words or (piece[:1].isalpha() and word in rests)))
+    return torch.tensor(flags, dtype=torch.uint8)
 
 
 def watched_words(terms: Iterable[str], graph: KnowledgeGraph | None = None) -> frozenset[str]:
