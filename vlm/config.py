@@ -442,8 +442,12 @@ class Config(Strict):
         return self
 
 
-def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load_config(path: Path, overrides: list[str] | tuple[str, ...] = (), data: Path | None = None) -> Config:
     """Reads a YAML file and applies `key.sub=value` overrides (values are YAML).
+
+    Args:
+        path: of the file. overrides: win over it. data: in place of the path of every training and validation set that
+            has one; as the user typed it, so never below RADSCRIBE_DATA.
 
     Raises:
         InputError: naming the file or the key, what is wrong, and the nearest known key.
@@ -460,9 +464,29 @@ def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Conf
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{path}: a configuration is a mapping of sections (data, model, training, generation)")
+    if data is not None:
+        _take_data(tree, data.absolute(), path)
     for override in overrides:
         _apply(tree, override)
     return parse_config(tree, str(path))
+
+
+def _take_data(tree: dict[str, Any], data: Path, origin: Path) -> None:
+    """Puts one path in the place of those that the data sets have."""
+    section = tree.get("data")
+    parts = [section.get(name) for name in ("train", "validation")] if isinstance(section, dict) else []
+    sets = [entry for part in parts if isinstance(part, list) for entry in part if isinstance(entry, dict)]
+    named = [entry for entry in sets if "path" in entry]
+    if not named:
+        raise InputError(f"--data {data}: {origin} has no data set with a path that it could stand for; write one")
+    paths = sorted({str(entry["path"]) for entry in named})
+    if len(paths) > 1:
+        raise InputError(
+            f"--data {data}: {origin} names {len(paths)} data sets ({', '.join(paths)}), it can't stand for all; "
+            "use --set data.train.0.path=..."
+        )
+    for entry in named:
+        entry["path"] = str(data)
 
 
 def lay_over(config: Config, changes: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Config:
