@@ -194,7 +194,7 @@ def compare(model: LlamaForCausalLM, args: argparse.Namespace, case: str) -> dic
 def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
     """Byte-level pieces and random words with a leading space, up to `size` tokens."""
     draw = random.Random(0)
-    pieces = ["<s>", "</s>", "<pad>", *pre_tokenizers.ByteLevel.alphabet()]
+    pieces = ["<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     known = set(pieces)
     while len(pieces) < size:
         word = "Ġ" + "".join(draw.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(draw.randint(2, 9)))

@@ -34,7 +34,7 @@ def share_out(scores: Tensor, levels: Tensor, max_level: int, keep: int) -> Tens
     sorted_levels = levels.gather(1, order)
     usable = sorted_scores > -1.0e8
     stages = max_level + 1
-    one_hot = torch.nn.functional.one_hot(sorted_levels, stages)  # (B, X, stages)
+    one_hot = sorted_levels[..., None] == torch.arange(stages, device=scores.device)  # (B, X, stages)
     rank = one_hot.cumsum(1).gather(2, sorted_levels[..., None]).squeeze(-1) - 1  # (B, X) within its level
     turn = torch.arange(order.shape[1], device=order.device).expand_as(order)
     bank_turn = (rank * stages + (max_level - sorted_levels)).masked_fill(~usable, scores.shape[1] * stages + stages)

@@ -205,6 +205,8 @@ class _Beams:
         """Take the answers that just ended among the K best offers into the pool of the K best answers."""
         settings = self.settings
         ended = hits & self.first[: hits.shape[1]] & (offers.scores > -math.inf)
+        if not bool(ended.any()):
+            return
         scores = (offers.scores / (self.running.step + 1) ** settings.length_penalty).double()
         unmet = torch.zeros_like(offers.tokens)
         if self.tracker is not None and offers.tracked is not None:

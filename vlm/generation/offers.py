@@ -193,23 +193,26 @@ class Proposer:
         if over is not None:
             tracker.wait(tracked, beams.scores, over)
         asked = self._asked(logits, total, beams, tracker, tracked, likeliest)
+        looked: Tensor | None = None  # which offers each study looks at; None for all
         while True:
             pool = self._pool(logits, total, beams, count)
-            looked = torch.arange(count, device=logits.device) < enough[:, None]
-            least = pool.scores.gather(1, enough[:, None] - 1)
+            least = pool.scores[:, -1:] if looked is None else pool.scores.gather(1, enough[:, None] - 1)
             offers = pool if asked is None else pool.join(asked, asked.scores < least)
             before = tracked.pick(offers.beams)
             after, allowed, banned = tracker.advance(
                 before, offers.tokens, offers.logprobs, offers.scores > NEVER / 2, beams.step,
                 None if over is None else over.gather(1, offers.beams),
             )  # fmt: skip
-            lost = (banned[:, :count] & looked & (pool.scores > NEVER / 2)).sum(1)
+            refused = banned[:, :count] & (pool.scores > NEVER / 2)
+            lost = (refused if looked is None else refused & looked).sum(1)
             short = (lost > enough - wanted) & (enough < size)
             if not bool(short.any()):
                 break
             enough = torch.where(short, (4 * enough).clamp(max=size), enough)
             count = int(enough.max())
-        allowed[:, :count] &= looked
+            looked = torch.arange(count, device=logits.device) < enough[:, None]
+        if looked is not None:
+            allowed[:, :count] &= looked
         offered = offers.scores
         bonus = tracker.bonus(before, after, offers.tokens)
         offers.scores = offers.scores.masked_fill(~allowed, -math.inf) + bonus

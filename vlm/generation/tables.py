@@ -95,6 +95,8 @@ class ConstraintTables:
         self.class_rows = 257 * self.which[None, :, None]
         self.term_start = self._tensor(offsets[own])[self.which] + AFTER_SPACE
         self.shift = self._tensor(self.meaning_offsets[:-1] - offsets[own])[self.which]  # (B,)
+        self.shifted = bool(self.shift.any())
+        self.own_classes = automata[0].classes if len(automata) == 1 else None
         self.events = self._tensor(np.concatenate([entry.events for entry in distinct]))
         self.meets = self._tensor(np.concatenate([entry.meets for entry in distinct]))
         self.inside = self._tensor(np.concatenate([entry.inside for entry in distinct]))
@@ -150,6 +152,11 @@ class ConstraintTables:
             own = getattr(self, name).clone()  # the tokenizer's own arrays stay as they are
             own[ends] = value
             setattr(self, name, own)
+        # What every byte of a token is to the automata, so that a step looks it up once.
+        pieces = self.bytes.long()
+        self.token_classes = self.assertion_classes[pieces]
+        self.boundaries = self.boundary[self.token_classes] != 0
+        self.token_columns = None if self.own_classes is None else self._tensor(self.own_classes)[pieces]
         self.is_end = torch.zeros(size, dtype=torch.bool, device=self.device)
         self.is_end[ends] = True
 
@@ -295,6 +302,8 @@ class ConstraintTables:
         self.row_of = self._tensor(row_of)
         self.carry_tokens, self.carry_bits = self._ragged(rows)
         self.saved = self._tensor(saved, torch.float32)
+        gains = (self.saved > 0).long() << torch.arange(sets, device=self.device).clamp(max=62)
+        self.going = gains.sum(-1)[self.row_of]  # (S,) bits of the sets that a state brings on, by however few letters
 
     def _padded(self, values: Sequence[np.ndarray], sets: int) -> Tensor:
         rows = np.zeros((len(values), sets), dtype=np.float32)

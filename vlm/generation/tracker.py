@@ -52,6 +52,9 @@ TERMS, ASSERTION, MET, SENTENCE, FRAME, BEGUN, FIELDS = range(7)
 class Tracked:
     """Constraint state of each beam or offer, as int64 fields of one tensor, so that beams are picked in one go.
 
+    What is looked up for it is kept: a step asks for the same things several times, and small operations are what
+    constraints cost.
+
     Args:
         fields: (B, X, 6) state of the study's term automaton, offset by the study's place in the stacked tables; of
             its negation automaton, offset likewise; bits of the sets that the text holds and of the soft rules that it
@@ -60,35 +63,50 @@ class Tracked:
         written: (B, X, R) hashes of the sentences before it, 0 where there is none.
     """
 
-    __slots__ = ("ended", "fields", "written")
+    __slots__ = ("_fields", "columns", "ended", "meaning", "written")
 
-    def __init__(self, fields: Tensor, written: Tensor) -> None:
-        self.fields, self.written = fields, written
+    def __init__(self, fields: Tensor | Sequence[Tensor], written: Tensor) -> None:
+        whole = isinstance(fields, Tensor)
+        self._fields: Tensor | None = fields if whole else None  # type: ignore[assignment]
+        self.columns: list[Tensor] = list(fields.unbind(-1) if whole else fields)  # type: ignore[union-attr]
+        self.written = written
         self.ended: Tensor | None = None  # `Tracker.pending`, once it was asked for
+        self.meaning: Tensor | None = None  # `Tracker._meaning`, likewise
+
+    @property
+    def fields(self) -> Tensor:
+        if self._fields is None:
+            self._fields = torch.stack(self.columns, -1)
+        return self._fields
+
+    def add_met(self, bits: Tensor) -> None:
+        """Sets more bits of what is met."""
+        self.columns[MET] = self.columns[MET] | bits
+        self._fields = None
 
     @property
     def terms(self) -> Tensor:
-        return self.fields[..., TERMS]
+        return self.columns[TERMS]
 
     @property
     def assertion(self) -> Tensor:
-        return self.fields[..., ASSERTION]
+        return self.columns[ASSERTION]
 
     @property
     def met(self) -> Tensor:
-        return self.fields[..., MET]
+        return self.columns[MET]
 
     @property
     def sentence(self) -> Tensor:
-        return self.fields[..., SENTENCE]
+        return self.columns[SENTENCE]
 
     @property
     def frame(self) -> Tensor:
-        return self.fields[..., FRAME]
+        return self.columns[FRAME]
 
     @property
     def begun(self) -> Tensor:
-        return self.fields[..., BEGUN]
+        return self.columns[BEGUN]
 
     def pick(self, index: Tensor) -> Tracked:
         """Entries `index` (B, C) of (B, X)."""
@@ -145,14 +163,14 @@ class Tracker(ConstraintTables):
         terms, assertion, met, frame, broken = self._walk(state, tokens, ends)
         sentence, written, repeated = self._sentences(state, tokens)
         begun = self._count(state, tokens)
-        after = Tracked(torch.stack([terms, assertion, met, sentence, frame, begun], -1), written)
+        after = Tracked((terms, assertion, met, sentence, frame, begun), written)
         refused = {"must_not_assert": self.broken[assertion], "special token": silent}
         missing = self.hard[:, None] & ~met  # (B, X)
         refused["must_appear"] = ends & (missing != 0)
         if self.has_rules:
             broken |= self._broken_rules(after, ends, repeated)
             if self.has_soft:
-                after.fields[..., MET] |= broken & self.soft_rules[:, None]
+                after.add_met(broken & self.soft_rules[:, None])
             broken = broken & self.hard_rules[:, None]
             refused["rules"] = broken != 0
             refused["must_appear"] |= self._missed(after, missing)
@@ -166,7 +184,7 @@ class Tracker(ConstraintTables):
         timely = allowed
         if self.has_must or (self.forbids and self.is_late(step)) or (self.has_rules and self.is_late(step)):
             apt = self._apt(state, after, tokens, logprobs) if self.has_must else allowed
-            if over is not None and self.has_must:
+            if over is not None and self.has_must and (bool(self.waiting.any()) or bool(over.any())):
                 apt = apt & ~self._rambles(state, after, over, tokens)
             allowed = self._in_time(state, after, missing, allowed, apt, tokens, step)
         if self.tracing:
@@ -177,30 +195,33 @@ class Tracker(ConstraintTables):
     def _walk(self, state: Tracked, tokens: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Read the bytes of `tokens` (B, X): terms, assertion, met bits, template, and bits of broken rules."""
         longest = int(self.lengths[tokens].max())
-        pieces = self.bytes[tokens][..., :longest].movedim(-1, 0).long()  # (L, B, X)
-        term_class = self.term_classes[self.class_rows + pieces]
-        class_ = self.assertion_classes[pieces]
-        boundary = self.boundary[class_]
-        at_boundary = (boundary != 0).flatten(1).any(1).tolist()
+        columns = self._term_columns(tokens, longest)
+        at_boundary = self.boundaries[tokens].flatten(0, -2).any(0).tolist()
         terms, assertion, met, frame = state.terms, state.assertion, state.met, state.frame
         rows = terms * self.term_width
         frames = frame * 257
         broken = torch.zeros_like(met)
         half = torch.zeros_like(ends)
         vocabulary_row = self.shift[:, None] * self.term_width
+        pieces = self.bytes[tokens] if self.has_frame else None
+        classes: Tensor | None = None  # (B, X, L) of the negation automaton
         reads = self.may_deny and bool(self.denying[assertion].any())
         for position in range(longest):
             if at_boundary[position] or reads:  # inside a word only a denial reads letters
-                meaning = rows // self.term_width + self.shift[:, None]
-                met, early = self._meet(meaning, assertion, met, frames, boundary[position])
-                broken |= early
-                assertion = self._assert(meaning, assertion, class_[position])
+                meaning = torch.div(rows, self.term_width, rounding_mode="floor")
+                meaning = meaning + self.shift[:, None] if self.shifted else meaning
+                classes = self.token_classes[tokens] if classes is None else classes
+                class_ = classes[..., position]
+                if self.has_sets:
+                    met, early = self._meet(meaning, assertion, met, frames, self.boundary[class_])
+                    broken |= early
+                assertion = self._assert(meaning, assertion, class_)
                 reads = self.may_deny and bool(self.denying[assertion].any())
-            column = rows + term_class[position]
+            column = rows + columns[position]
             if self.has_vocabulary:
                 half |= self.breaks[column + vocabulary_row]
-            if self.has_frame:
-                frames = self.frame_jumps[frames + pieces[position]]
+            if pieces is not None:
+                frames = self.frame_jumps[frames + pieces[..., position]]
             rows = self.jumps[column]
         if self.has_frame:
             frame = torch.where(ends, frame, frames // 257)
@@ -208,12 +229,17 @@ class Tracker(ConstraintTables):
             broken |= half.long() << RULE_BITS["vocabulary"]
         return rows // self.term_width, assertion, met, frame, broken
 
+    def _term_columns(self, tokens: Tensor, longest: int) -> tuple[Tensor, ...]:
+        """Class of each byte of the tokens (B, X) in their study's term automaton: `longest` tensors (B, X)."""
+        if self.token_columns is not None:
+            return self.token_columns[tokens].unbind(-1)[:longest]
+        pieces = self.bytes[tokens][..., :longest].movedim(-1, 0).long()  # (L, B, X)
+        return self.term_classes[self.class_rows + pieces].unbind(0)
+
     def _meet(
         self, meaning: Tensor, assertion: Tensor, met: Tensor, frames: Tensor, boundary: Tensor
     ) -> tuple[Tensor, Tensor | int]:
         """Bits met when the terms that end here are followed by a boundary, and the bit of a broken order."""
-        if not self.has_sets:
-            return met, 0
         here = self.meets[meaning] & (self.unnegated_bits[assertion] | self.any_bits[:, None]) & boundary
         return self._ready(here, met, frames // 257 if self.has_frame else frames)
 
@@ -234,9 +260,11 @@ class Tracker(ConstraintTables):
         events_width, classes_width = self.assertion_shape
         return self.assertion_moves[(assertion * events_width + self.events[meaning]) * classes_width + class_]
 
-    def _meaning(self, terms: Tensor) -> Tensor:
+    def _meaning(self, state: Tracked) -> Tensor:
         """Place of a state in the tables of what states mean to its study."""
-        return terms + self.shift[:, None]
+        if state.meaning is None:
+            state.meaning = state.terms + self.shift[:, None] if self.shifted else state.terms
+        return state.meaning
 
     def _count(self, state: Tracked, tokens: Tensor) -> Tensor:
         """Sentences begun, times 4, and the phase behind each token."""
@@ -309,7 +337,7 @@ class Tracker(ConstraintTables):
         need = (open_sets * cost).sum(-1)
         usable = ~self.negated[state.assertion] | ((missing & self.asserted[:, None]) == 0)
         # One of the missing terms goes on from here; the others begin behind a space.
-        saved = self.saved[self.row_of[self._meaning(state.terms)]]
+        saved = self.saved[self.row_of[self._meaning(state)]]
         if self.has_frame or self.has_order:
             here = self._countable(state, missing)
             open_sets = ((here[..., None] >> self.bits) & 1).float()
@@ -322,8 +350,8 @@ class Tracker(ConstraintTables):
         """Offers (B, X) that don't begin a missing required term, or begin it again, where the model finds it
         absurd."""
         missing = self.hard[:, None] & ~before.met
-        under_way = missing & self.inside[self._meaning(before.terms)]
-        reached = missing & (self.inside[self._meaning(after.terms)] | self.pending(after))
+        under_way = missing & self.inside[self._meaning(before)]
+        reached = missing & (self.inside[self._meaning(after)] | self.pending(after))
         begins = (reached & ~under_way) != 0
         both = (under_way & reached) != 0
         if bool(both.any()):
@@ -332,12 +360,14 @@ class Tracker(ConstraintTables):
             return ~begins
         at_start = (before.sentence == 0) & self.may_open[tokens]
         # Half a word is not left to write its term elsewhere ("P pacemaker").
-        again = (self.torn[self._meaning(before.terms)] & reached) != 0
+        again = (self.torn[self._meaning(before)] & reached) != 0
         again = again & ~self.begins_in_word[tokens]
         return ~begins | (((logprobs >= PLAUSIBLE) | at_start) & ~again)
 
     def wait(self, state: Tracked, scores: Tensor, over: Tensor) -> None:
         """Notes the studies whose best beam (B, K) would end here were it not for a missing term."""
+        if not bool(over.any()):
+            return
         missing = self.hard[:, None] & ~(state.met | self.pending(state))
         here = over & (state.sentence == 0) & (missing != 0)
         self.waiting |= here.gather(1, scores.argmax(1, keepdim=True))
@@ -351,7 +381,7 @@ class Tracker(ConstraintTables):
         opens = over & (before.sentence == 0) & (missing != 0)
         strays = opens & ~self._goes_on(after, missing)
         # Nor is the term that such a sentence begins with given up for another word ("A" of "Atelectasis").
-        meaning = self._meaning(before.terms)
+        meaning = self._meaning(before)
         begun = self.waiting & ((self.torn[meaning] & missing) != 0) & (before.sentence == self.letters[meaning])
         goes_on = self.begins_in_word[tokens] & self._goes_on(after, missing)
         return strays | (begun & ~goes_on)
@@ -359,7 +389,7 @@ class Tracker(ConstraintTables):
     def _progress(self, state: Tracked, missing: Tensor) -> Tensor:
         """Tokens that what is written saves for one of the missing terms, at most."""
         open_sets = (missing[..., None] >> self.bits) & 1
-        return (self.saved[self.row_of[self._meaning(state.terms)]] * open_sets).amax(-1)
+        return (self.saved[self.row_of[self._meaning(state)]] * open_sets).amax(-1)
 
     def _in_time(
         self, before: Tracked, after: Tracked, missing: Tensor, allowed: Tensor, apt: Tensor, tokens: Tensor, step: int
@@ -421,7 +451,7 @@ class Tracker(ConstraintTables):
             need = need + torch.where(lack > 0, 2 * lack + (phase == INSIDE).long(), 0).float()
         if self.has_vocabulary:
             binding = (self.hard_rules[:, None] >> RULE_BITS["vocabulary"]) & 1
-            need = need + (self.owed[self._meaning(after.terms)] * binding).float()
+            need = need + (self.owed[self._meaning(after)] * binding).float()
         return need
 
     def is_late(self, step: int) -> bool:
@@ -434,7 +464,7 @@ class Tracker(ConstraintTables):
 
     def _goes_on(self, state: Tracked, missing: Tensor) -> Tensor:
         """Whether a missing required term is under way, by however few letters."""
-        return self._progress(state, self._countable(state, missing)) > 0
+        return (self.going[self._meaning(state)] & self._countable(state, missing)) != 0
 
     def _denial_need(self, state: Tracked, missing: Tensor) -> Tensor:
         """Tokens to the end of the denial that a forbidden term asks for.
@@ -444,14 +474,14 @@ class Tracker(ConstraintTables):
         """
         plain = self.plain[state.assertion]
         goes_on = self._goes_on(state, missing)
-        term_ends = ((self.events[self._meaning(state.terms)] & FORBIDDEN) != 0) & ~goes_on
+        term_ends = ((self.events[self._meaning(state)] & FORBIDDEN) != 0) & ~goes_on
         need = torch.where(plain, term_ends.float(), self.to_deny[state.assertion])
         return need * ~self.free[:, None]
 
     def pending(self, state: Tracked) -> Tensor:
         """Bits of the terms that end here, if a boundary follows."""
         if state.ended is None:
-            here = self.meets[self._meaning(state.terms)]
+            here = self.meets[self._meaning(state)]
             here = here & (self.unnegated_bits[state.assertion] | self.any_bits[:, None])
             if self.has_frame or self.has_order:
                 here = self._ready(here, state.met, state.frame)[0] & ~state.met
@@ -461,7 +491,7 @@ class Tracker(ConstraintTables):
     def _breaks_at_end(self, state: Tracked) -> Tensor:
         """Whether a text that ends here asserts what it must not."""
         events_width, classes_width = self.assertion_shape
-        move = (state.assertion * events_width + self.events[self._meaning(state.terms)]) * classes_width + STOP
+        move = (state.assertion * events_width + self.events[self._meaning(state)]) * classes_width + STOP
         return self.broken[self.assertion_moves[move]]
 
     def advancing(self, state: Tracked, step: int) -> Tensor | None:
@@ -474,7 +504,7 @@ class Tracker(ConstraintTables):
             owing = (self.hard[:, None] & ~(state.met | self.pending(state)) & self.frame_own[state.frame]) != 0
             groups.append(self.frame_tokens[state.frame].masked_fill(owing[..., None], -1))
         if self.has_vocabulary:
-            groups.append(self.owed_token[self._meaning(state.terms)][..., None])
+            groups.append(self.owed_token[self._meaning(state)][..., None])
         if self.has_count and self.is_late(step):
             lack = ((state.begun >> 2) < self.least) & self.late(step)[:, None]
             inside = (state.begun & 3) == INSIDE
@@ -494,7 +524,7 @@ class Tracker(ConstraintTables):
         blocked = self.negated[state.assertion]
         usable = torch.where(blocked, missing & ~self.asserted[:, None], missing)
         usable = self._countable(state, usable)
-        meaning = self._meaning(state.terms)
+        meaning = self._meaning(state)
         row = self.row_of[meaning]
         begin = self.which[:, None] * 4 + 2 * (state.sentence == 0).long() + self.after_space[meaning].long()
         tokens = torch.cat([self.carry_tokens[row], self.begin_tokens[begin]], -1)
@@ -519,13 +549,13 @@ class Tracker(ConstraintTables):
         met = (state.met | self.pending(state)) & self.hard[:, None]
         number = ((met[..., None] >> self.bits) & 1).sum(-1)
         usable = torch.where(self.negated[state.assertion], ~self.asserted[:, None], -1)
-        under_way = self.inside[self._meaning(state.terms)] & self.hard[:, None] & ~met & usable
+        under_way = self.inside[self._meaning(state)] & self.hard[:, None] & ~met & usable
         under_way = self._countable(state, under_way)
         return 2 * number + (under_way != 0)
 
     def _caught(self, state: Tracked, event: int) -> Tensor:
         """Whether a term has just ended that may not stand here."""
-        ended = (self.events[self._meaning(state.terms)] & event) != 0
+        ended = (self.events[self._meaning(state)] & event) != 0
         return ended & (self.negated if event == UNDENIED else self.plain)[state.assertion]
 
     def _bound(self, state: Tracked) -> Tensor:
@@ -563,7 +593,7 @@ class Tracker(ConstraintTables):
         rules = self._broken_rules(state, torch.ones_like(cut), torch.zeros_like(cut))
         if self.has_vocabulary:
             stop = self.term_classes[self.class_rows[0] + ord(".")]
-            half = self.breaks[self._meaning(state.terms) * self.term_width + stop] & cut
+            half = self.breaks[self._meaning(state) * self.term_width + stop] & cut
             rules = rules | (half.long() << RULE_BITS["vocabulary"])
         return bits | (rules & self.hard_rules[:, None])
 
