@@ -32,12 +32,12 @@ from torchvision.ops import box_iou
 from vlm.adapter_folder import apply_adapter
 from vlm.checkpoint import Checkpoint, load_checkpoint
 from vlm.data.batches import Collator, move
-from vlm.data.examples import Example, ExampleBuilder
+from vlm.data.examples import Example
 from vlm.generation.steering import NEUTRAL, Threshold
 from vlm.generation.structuring import Evidence
 from vlm.models.detection import select_boxes
 from vlm.request import GenerationSettings
-from vlm.seeing import Seen, Seer
+from vlm.seeing import Seen, Seer, example_builder
 from vlm.types import Box, InputError, Study, StudyBatch, StudyImage
 from vlm.writing import Look
 
@@ -53,13 +53,8 @@ class Member:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        config = checkpoint.config
         self.checkpoint, self.model = checkpoint, checkpoint.model
-        self.builder = ExampleBuilder(
-            config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
-            view=config.model.knowledge.view,
-            begin=config.model.language.frame == "prompt",
-        )  # fmt: skip
+        self.builder = example_builder(checkpoint)
         self.collate = Collator(self.builder)
         self.seer = Seer(checkpoint)
         self.device = next(self.model.parameters()).device

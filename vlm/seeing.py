@@ -14,12 +14,22 @@ import torch
 
 from knowledge.ontology import Certainty
 from vlm.checkpoint import Checkpoint
-from vlm.data.examples import VIEWS, Example
+from vlm.data.examples import VIEWS, Example, ExampleBuilder
 from vlm.generation.steering import NEUTRAL, Threshold
 from vlm.generation.structuring import Evidence
 from vlm.models.detection import select_boxes
 from vlm.models.report_generator import ImageOutput
 from vlm.types import Box, Finding, StudyBatch, View
+
+
+def example_builder(checkpoint: Checkpoint) -> ExampleBuilder:
+    """Turns studies into examples as a checkpoint learnt them."""
+    config = checkpoint.config
+    return ExampleBuilder(
+        config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
+        view=config.model.knowledge.view,
+        begin=config.model.language.frame == "prompt",
+    )  # fmt: skip
 
 
 @dataclass(slots=True)

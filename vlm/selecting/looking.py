@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from vlm.adapter_folder import apply_adapter
 from vlm.checkpoint import Checkpoint, load_checkpoint
 from vlm.data.batches import Collator, move
-from vlm.data.examples import Example, ExampleBuilder
+from vlm.data.examples import Example
 from vlm.models.report_generator import Evidence, ReportGenerator
-from vlm.seeing import Seer
+from vlm.seeing import Seer, example_builder
 from vlm.selecting.scores import entropy
 from vlm.types import InputError, Study, StudyBatch
 
@@ -72,12 +72,8 @@ class Member:
     """
 
     def __init__(self, checkpoint: Checkpoint, alone: bool = False) -> None:
-        self.checkpoint, self.model, config = checkpoint, checkpoint.model, checkpoint.config
-        self.builder = ExampleBuilder(
-            config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
-            view=config.model.knowledge.view,
-            begin=config.model.language.frame == "prompt",
-        )  # fmt: skip
+        self.checkpoint, self.model = checkpoint, checkpoint.model
+        self.builder = example_builder(checkpoint)
         self.collate = Collator(self.builder)
         self.seer = Seer(checkpoint)
         if alone:
