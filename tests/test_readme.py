@@ -90,6 +90,25 @@ def lay_openi(folder: Path, language: Path) -> None:
     (folder / "configs" / "openi.yaml").write_text(yaml.safe_dump(tree))
 
 
+def lay_finetune(folder: Path, language: Path) -> None:
+    """Twenty-four studies in a list without splits, and a configuration of the shipped one's name that fits them."""
+    rows = ["id,image,view,findings"]
+    texts = ["The heart is normal. The lungs are clear.", "There is cardiomegaly. No pleural effusion."]
+    for number in range(24):
+        draw(folder / "films" / f"{number}.png", number)
+        rows.append(f"s{number},films/{number}.png,frontal,{texts[number % 2]}")
+    (folder / "studies.csv").write_text("\n".join(rows) + "\n")
+    tree = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text())
+    own = yaml.safe_load((ROOT / "configs" / "finetune.yaml").read_text())
+    tree["data"] |= {"train": own["data"]["train"], "validation": own["data"]["validation"]}
+    tree["data"]["image_size"] = {"default": 64}
+    tree["model"]["language"]["path"] = str(language)
+    tree["generation"]["max_new_tokens"] = 12
+    tree["training"]["stages"] = [own["training"]["stages"][-1] | {"epochs": 1, "batch_size": 8}]
+    (folder / "configs").mkdir()
+    (folder / "configs" / "finetune.yaml").write_text(yaml.safe_dump(tree))
+
+
 def lay_evaluate(folder: Path, language: Path) -> None:
     texts = {"a": "The heart is enlarged.", "b": "The lungs are clear.", "c": "Small left pleural effusion."}
     for name in ("ours", "references"):
@@ -101,6 +120,7 @@ def lay_evaluate(folder: Path, language: Path) -> None:
 LAYOUTS: dict[str, Callable[[Path, Path], None]] = {
     "generate": lay_generate,
     "openi": lay_openi,
+    "finetune": lay_finetune,
     "evaluate": lay_evaluate,
 }
 EXPECTED = {
@@ -108,6 +128,7 @@ EXPECTED = {
         "reports/index.html", "reports-scans/sr/0.dcm", "reports-scans/fhir/0.json", "reports-list/reports.jsonl",
     ),
     "openi": ("runs/openi/best/checkpoint.json", "out/openi/reports.jsonl", "out/openi/index.html"),
+    "finetune": ("studies-split.csv", "runs/mine/best/checkpoint.json", "out/mine/reports.jsonl"),
     "evaluate": ("scores.json",),
 }  # fmt: skip
 
