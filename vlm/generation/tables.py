@@ -68,6 +68,12 @@ class ConstraintTables:
         self.may_deny = bool((self.events & (FORBIDDEN | REQUIRED)).any())
         self.undenied = bool((self.events & UNDENIED).any())
         self.has_soft = any(entry.weights.any() or entry.rules[1] for entry in distinct)
+        self.any_free, self.any_asserted = bool(self.free.any()), bool(self.asserted.any())
+        self.most_cost = int(self.total_cost.max())
+        # (B, 1), as every step needs them.
+        self.hard_column, self.stop_token_column = self.hard[:, None], self.stop_token[:, None]
+        self.any_bits_column, self.shift_column = self.any_bits[:, None], self.shift[:, None]
+        self.asserted_column, self.begin_row = self.asserted[:, None], self.which[:, None] * 4 + 2
 
     def _tensor(self, array: Any, dtype: torch.dtype = torch.long) -> Tensor:
         return torch.as_tensor(np.asarray(array)).to(self.device, dtype)
@@ -137,6 +143,7 @@ class ConstraintTables:
         size = len(table.matrix)
         self.bytes = self._tensor(table.matrix, torch.int16)
         self.lengths = self._tensor(traits.lengths)
+        self.silent = self.lengths == 0
         self.token_hash, self.token_power = self._tensor(traits.hashes), self._tensor(traits.powers)
         self.ends_sentence = self._tensor(traits.ends_sentence, torch.bool)
         self.may_open = self._tensor(traits.may_open, torch.bool)
@@ -159,6 +166,7 @@ class ConstraintTables:
         self.token_columns = None if self.own_classes is None else self._tensor(self.own_classes)[pieces]
         self.is_end = torch.zeros(size, dtype=torch.bool, device=self.device)
         self.is_end[ends] = True
+        self.silent[ends] = False
 
     def _stack_ways(self, distinct: list[CompiledConstraints]) -> None:
         """What required terms cost, and the tokens that begin and carry them on."""
@@ -186,7 +194,7 @@ class ConstraintTables:
         self.asserted = self._tensor([entry.asserted & ((1 << entry.hard) - 1) for entry in distinct])[self.which]
         self._stack_rows(distinct, sets)
         self.begin_tokens, self.begin_bits = self._ragged([tokens for entry in distinct for tokens in entry.begin])
-        self.after_space = self._tensor(np.concatenate([entry.terms.after_space for entry in distinct]), torch.bool)
+        self.after_space = self._tensor(np.concatenate([entry.terms.after_space for entry in distinct]))
         stops = [-1 if entry.stop_token is None else entry.stop_token for entry in distinct]
         self.stop_token = self._tensor(stops)[self.which]
 

@@ -60,7 +60,7 @@ class Tracked:
             its negation automaton, offset likewise; bits of the sets that the text holds and of the soft rules that it
             broke; hash of the sentence being written; state of the template; sentences begun, times 4, and the phase
             of the last one.
-        written: (B, X, R) hashes of the sentences before it, 0 where there is none.
+        written: (B, X, R) hashes of the sentences before it, 0 where there is none; R is 0 where they don't count.
     """
 
     __slots__ = ("_fields", "columns", "ended", "meaning", "written")
@@ -114,8 +114,6 @@ class Tracked:
         written = self.written
         if written.shape[-1]:
             written = written.gather(1, wide.expand(-1, -1, written.shape[-1]))
-        else:
-            written = written[:, :1].expand(-1, index.shape[1], -1)
         return Tracked(self.fields.gather(1, wide.expand(-1, -1, FIELDS)), written)
 
 
@@ -157,7 +155,7 @@ class Tracker(ConstraintTables):
         """
         size = len(self.lengths)
         known = tokens.clamp(max=size - 1)
-        silent = (tokens >= size) | (self.lengths[known] == 0)  # special tokens: they would fill up the length
+        silent = (tokens >= size) | self.silent[known]  # special tokens: they would fill up the length
         tokens = known
         ends = self.is_end[tokens]
         terms, assertion, met, frame, broken = self._walk(state, tokens, ends)
@@ -165,7 +163,7 @@ class Tracker(ConstraintTables):
         begun = self._count(state, tokens)
         after = Tracked((terms, assertion, met, sentence, frame, begun), written)
         refused = {"must_not_assert": self.broken[assertion], "special token": silent}
-        missing = self.hard[:, None] & ~met  # (B, X)
+        missing = self.hard_column & ~met  # (B, X)
         refused["must_appear"] = ends & (missing != 0)
         if self.has_rules:
             broken |= self._broken_rules(after, ends, repeated)
@@ -179,8 +177,9 @@ class Tracker(ConstraintTables):
         banned = refused["must_not_assert"]
         for reason in list(refused.values())[1:]:
             banned = banned | reason
-        banned = banned & ~self.free[:, None]
-        allowed = ~banned & (live | self.free[:, None])
+        if self.any_free:
+            banned, live = banned & ~self.free[:, None], live | self.free[:, None]
+        allowed = ~banned & live
         timely = allowed
         if self.has_must or (self.forbids and self.is_late(step)) or (self.has_rules and self.is_late(step)):
             apt = self._apt(state, after, tokens, logprobs) if self.has_must else allowed
@@ -202,14 +201,14 @@ class Tracker(ConstraintTables):
         frames = frame * 257
         broken = torch.zeros_like(met)
         half = torch.zeros_like(ends)
-        vocabulary_row = self.shift[:, None] * self.term_width
+        vocabulary_row = self.shift_column * self.term_width
         pieces = self.bytes[tokens] if self.has_frame else None
         classes: Tensor | None = None  # (B, X, L) of the negation automaton
         reads = self.may_deny and bool(self.denying[assertion].any())
         for position in range(longest):
             if at_boundary[position] or reads:  # inside a word only a denial reads letters
                 meaning = torch.div(rows, self.term_width, rounding_mode="floor")
-                meaning = meaning + self.shift[:, None] if self.shifted else meaning
+                meaning = meaning + self.shift_column if self.shifted else meaning
                 classes = self.token_classes[tokens] if classes is None else classes
                 class_ = classes[..., position]
                 if self.has_sets:
@@ -240,7 +239,7 @@ class Tracker(ConstraintTables):
         self, meaning: Tensor, assertion: Tensor, met: Tensor, frames: Tensor, boundary: Tensor
     ) -> tuple[Tensor, Tensor | int]:
         """Bits met when the terms that end here are followed by a boundary, and the bit of a broken order."""
-        here = self.meets[meaning] & (self.unnegated_bits[assertion] | self.any_bits[:, None]) & boundary
+        here = self.meets[meaning] & (self.unnegated_bits[assertion] | self.any_bits_column) & boundary
         return self._ready(here, met, frames // 257 if self.has_frame else frames)
 
     def _ready(self, here: Tensor, met: Tensor, frame: Tensor) -> tuple[Tensor, Tensor | int]:
@@ -249,7 +248,7 @@ class Tracker(ConstraintTables):
             here = here & self.frame_counts[frame]
         if not self.has_order:
             return met | here, 0
-        hard = self.hard[:, None]
+        hard = self.hard_column
         turn = (((met & hard) << 1) | 1) | ~hard
         early = (here & ~met & ~turn & self.ordered) != 0
         binding = (self.hard_rules[:, None] >> RULE_BITS["order"]) & 1
@@ -263,7 +262,7 @@ class Tracker(ConstraintTables):
     def _meaning(self, state: Tracked) -> Tensor:
         """Place of a state in the tables of what states mean to its study."""
         if state.meaning is None:
-            state.meaning = state.terms + self.shift[:, None] if self.shifted else state.terms
+            state.meaning = state.terms + self.shift_column if self.shifted else state.terms
         return state.meaning
 
     def _count(self, state: Tracked, tokens: Tensor) -> Tensor:
@@ -326,7 +325,7 @@ class Tracker(ConstraintTables):
         if self.has_frame:
             missing = missing & self.frame_counts[state.frame]
         if self.has_order:
-            turn = ((((state.met | self.pending(state)) & self.hard[:, None]) << 1) | 1) & missing
+            turn = ((((state.met | self.pending(state)) & self.hard_column) << 1) | 1) & missing
             missing = torch.where(self.ordered != 0, turn, missing)
         return missing
 
@@ -335,7 +334,7 @@ class Tracker(ConstraintTables):
         open_sets = ((missing[..., None] >> self.bits) & 1).float()  # (B, ..., Q)
         cost = self.cost[:, None]
         need = (open_sets * cost).sum(-1)
-        usable = ~self.negated[state.assertion] | ((missing & self.asserted[:, None]) == 0)
+        usable = ~self.negated[state.assertion] | ((missing & self.asserted_column) == 0)
         # One of the missing terms goes on from here; the others begin behind a space.
         saved = self.saved[self.row_of[self._meaning(state)]]
         if self.has_frame or self.has_order:
@@ -349,7 +348,7 @@ class Tracker(ConstraintTables):
     def _apt(self, before: Tracked, after: Tracked, tokens: Tensor, logprobs: Tensor) -> Tensor:
         """Offers (B, X) that don't begin a missing required term, or begin it again, where the model finds it
         absurd."""
-        missing = self.hard[:, None] & ~before.met
+        missing = self.hard_column & ~before.met
         under_way = missing & self.inside[self._meaning(before)]
         reached = missing & (self.inside[self._meaning(after)] | self.pending(after))
         begins = (reached & ~under_way) != 0
@@ -368,7 +367,7 @@ class Tracker(ConstraintTables):
         """Notes the studies whose best beam (B, K) would end here were it not for a missing term."""
         if not bool(over.any()):
             return
-        missing = self.hard[:, None] & ~(state.met | self.pending(state))
+        missing = self.hard_column & ~(state.met | self.pending(state))
         here = over & (state.sentence == 0) & (missing != 0)
         self.waiting |= here.gather(1, scores.argmax(1, keepdim=True))
 
@@ -377,7 +376,7 @@ class Tracker(ConstraintTables):
 
         Without this a text goes on with what comes to the model's mind, for its score is divided by its length.
         """
-        missing = self._countable(before, self.hard[:, None] & ~before.met)
+        missing = self._countable(before, self.hard_column & ~before.met)
         opens = over & (before.sentence == 0) & (missing != 0)
         strays = opens & ~self._goes_on(after, missing)
         # Nor is the term that such a sentence begins with given up for another word ("A" of "Atelectasis").
@@ -482,7 +481,7 @@ class Tracker(ConstraintTables):
         """Bits of the terms that end here, if a boundary follows."""
         if state.ended is None:
             here = self.meets[self._meaning(state)]
-            here = here & (self.unnegated_bits[state.assertion] | self.any_bits[:, None])
+            here = here & (self.unnegated_bits[state.assertion] | self.any_bits_column)
             if self.has_frame or self.has_order:
                 here = self._ready(here, state.met, state.frame)[0] & ~state.met
             state.ended = here
@@ -501,7 +500,7 @@ class Tracker(ConstraintTables):
         if self.has_must:
             groups += self._term_tokens(state, step)
         if self.has_frame:
-            owing = (self.hard[:, None] & ~(state.met | self.pending(state)) & self.frame_own[state.frame]) != 0
+            owing = (self.hard_column & ~(state.met | self.pending(state)) & self.frame_own[state.frame]) != 0
             groups.append(self.frame_tokens[state.frame].masked_fill(owing[..., None], -1))
         if self.has_vocabulary:
             groups.append(self.owed_token[self._meaning(state)][..., None])
@@ -509,7 +508,7 @@ class Tracker(ConstraintTables):
             lack = ((state.begun >> 2) < self.least) & self.late(step)[:, None]
             inside = (state.begun & 3) == INSIDE
             fill = self.fill_tokens.expand(*lack.shape, -1).masked_fill((inside | ~lack)[..., None], -1)
-            groups += [fill, torch.where(lack & inside, self.stop_token[:, None], -1)[..., None]]
+            groups += [fill, torch.where(lack & inside, self.stop_token_column, -1)[..., None]]
         if not groups:
             return None
         tokens = torch.cat(groups, -1)
@@ -520,36 +519,38 @@ class Tracker(ConstraintTables):
 
     def _term_tokens(self, state: Tracked, step: int) -> list[Tensor]:
         """Tokens that begin or carry on a missing required term, or end the sentence before it."""
-        missing = self.hard[:, None] & ~(state.met | self.pending(state))  # (B, K)
+        missing = self.hard_column & ~(state.met | self.pending(state))  # (B, K)
         blocked = self.negated[state.assertion]
-        usable = torch.where(blocked, missing & ~self.asserted[:, None], missing)
+        usable = torch.where(blocked, missing & ~self.asserted_column, missing) if self.any_asserted else missing
         usable = self._countable(state, usable)
         meaning = self._meaning(state)
         row = self.row_of[meaning]
-        begin = self.which[:, None] * 4 + 2 * (state.sentence == 0).long() + self.after_space[meaning].long()
+        inside = state.sentence != 0
+        begin = self.begin_row + self.after_space[meaning] - 2 * inside.long()
         tokens = torch.cat([self.carry_tokens[row], self.begin_tokens[begin]], -1)
         bits = torch.cat([self.carry_bits[row], self.begin_bits[begin]], -1)
         tokens = tokens.masked_fill((bits & usable[..., None]) == 0, -1)
         # A required assertion can't begin inside a negation's scope: a full stop ends that. So it does before a late
         # term.
         left = self.settings.max_new_tokens - step
-        late = (left <= self.total_cost + 2 + CLOSING)[:, None]
-        inside = state.sentence != 0
-        stops = (missing != 0) & (blocked | (late & inside))
+        if left <= self.most_cost + 2 + CLOSING:
+            blocked = blocked | ((left <= self.total_cost + 2 + CLOSING)[:, None] & inside)
+        stops = (missing != 0) & blocked
         if left > CLOSING:
-            return [tokens, torch.where(stops, self.stop_token[:, None], -1)[..., None]]
+            return [tokens, torch.where(stops, self.stop_token_column, -1)[..., None]]
         # What has all its terms ends its last sentence and then itself.
         done = (missing == 0) & (self.hard != 0)[:, None]
-        stop = torch.where(stops | (done & inside), self.stop_token[:, None], -1)
+        stop = torch.where(stops | (done & inside), self.stop_token_column, -1)
         end = torch.where(done & ~inside, self.settings.eos_token_ids[0], -1)
         return [tokens, stop[..., None], end[..., None]]
 
     def levels(self, state: Tracked) -> Tensor:
         """How far each offer (B, X) has come: twice the required sets met, one more with a term under way."""
-        met = (state.met | self.pending(state)) & self.hard[:, None]
+        met = (state.met | self.pending(state)) & self.hard_column
         number = ((met[..., None] >> self.bits) & 1).sum(-1)
-        usable = torch.where(self.negated[state.assertion], ~self.asserted[:, None], -1)
-        under_way = self.inside[self._meaning(state)] & self.hard[:, None] & ~met & usable
+        under_way = self.inside[self._meaning(state)] & self.hard_column & ~met
+        if self.any_asserted:
+            under_way = under_way & torch.where(self.negated[state.assertion], ~self.asserted_column, -1)
         under_way = self._countable(state, under_way)
         return 2 * number + (under_way != 0)
 
@@ -570,9 +571,10 @@ class Tracker(ConstraintTables):
             price = self._caught(after, FORBIDDEN) * CAUGHT + (self._caught(before, FORBIDDEN) & glued) * GLUED
             if self.undenied:
                 price = price + (self._caught(after, UNDENIED) | (self._caught(before, UNDENIED) & glued)) * GLUED
-            price = price * self._bound(after)
+            if self.any_free:
+                price = price * self._bound(after)
         if self.has_must and bool(self.waiting.any()):
-            missing = self.hard[:, None] & ~before.met
+            missing = self.hard_column & ~before.met
             idle = (missing != 0) & ~self._goes_on(after, missing) & ((missing & self.pending(after)) == 0)
             goes = self.waiting & ~self.ends_sentence[tokens.clamp(max=len(self.lengths) - 1)]
             price = price + (idle & goes) * IDLE
@@ -587,7 +589,7 @@ class Tracker(ConstraintTables):
         forbidden assertion; those of `RULE_BITS`: a hard rule."""
         met = state.met | torch.where(cut, self.pending(state), 0)
         broken = torch.where(cut, self._breaks_at_end(state), self.broken[state.assertion]) & ~self.free[:, None]
-        bits = (self.hard[:, None] & ~met) | (broken.long() << ASSERTED)
+        bits = (self.hard_column & ~met) | (broken.long() << ASSERTED)
         if not self.has_rules:
             return bits
         rules = self._broken_rules(state, torch.ones_like(cut), torch.zeros_like(cut))
