@@ -67,16 +67,24 @@ class World:
 
     @cached_property
     def sets(self) -> dict[str, list[Study]]:
-        """The studies that are measured, by kind."""
+        """The old studies that are measured: those that reports are written for, and all."""
         from vlm.config import DataSet
-        from vlm.training_data import MADE, open_set
+        from vlm.training_data import open_set
 
         _, count, at = open_set(DataSet(path=Path("openi"), format="openi", split=("val",)))
         told = [study for study in map(at, range(HELD, count)) if (study.report or {}).get("findings")]
-        return {
-            "new": list(map(partial(MADE[NEW], TEST), range(self.given.test))),
-            "old": told[: self.given.test],
-        }
+        return {"old": told[: self.given.test], "all old": told}
+
+    @cached_property
+    def drawn(self) -> list[Study]:
+        """The new studies that are measured."""
+        from vlm.training_data import MADE
+
+        return list(map(partial(MADE[NEW], TEST), range(self.given.test)))
+
+    def studies(self, kind: str) -> list[Study]:
+        """Those of one kind."""
+        return self.drawn if kind == "new" else self.sets[kind]
 
 
 def config_of(arm: str, seed: int, given: argparse.Namespace) -> Any:
@@ -142,7 +150,9 @@ def write(system: str, folders: Sequence[Path | None], kind: str, world: World) 
         return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     pipeline = Pipeline(*map(load, folders))
     rows = []
-    for number, (study, report) in enumerate(pipeline.reports(world.sets[kind], GenerationSettings(attention=False))):
+    for number, (study, report) in enumerate(
+        pipeline.reports(world.studies(kind), GenerationSettings(attention=False))
+    ):
         if isinstance(report, FailedStudy):
             raise InputError(f"{study.id}: {report.message}")
         truth = pipeline.builder.targets(study)
@@ -154,6 +164,69 @@ def write(system: str, folders: Sequence[Path | None], kind: str, world: World) 
     path.write_text(json.dumps(rows), encoding="utf-8")
     ERR.print(f"{system} on {kind} studies: written", highlight=False)
     return rows
+
+
+@torch.inference_mode()
+def look(system: str, folder: Path | None, world: World) -> list[dict[str, Any]]:
+    """Probabilities, truth and the loss of the report (nats a token) of every old study, once; nothing is written."""
+    from vlm.ensemble import Member
+    from vlm.request import GenerationSettings
+
+    path = world.given.out / f"{system}.looked.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    member = Member(load(folder))
+    rows = []
+    for study in world.studies("all old"):
+        example = member.builder.build(study)
+        own, seen = member.look(study, example, GenerationSettings(attention=False))
+        prefix, mask = member.model.prefix(own.image, own.batch)
+        batch = own.batch
+        logits, index = member.model.language(prefix, mask, batch.report_ids, batch.report_mask, batch.report_labels)
+        loss = torch.nn.functional.cross_entropy(logits.float(), batch.report_labels.flatten()[index], reduction="sum")
+        known = {
+            n: bool(t) for n, t in zip(member.builder.labels, example.finding_targets.tolist(), strict=True) if t == t
+        }
+        row = {"probabilities": dict(seen.evidence.probabilities), "truth": known, "loss": float(loss)}
+        rows.append(row | {"tokens": len(index)})
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    ERR.print(f"{system} on all old studies: looked at", highlight=False)
+    return rows
+
+
+def present_looks(looked: dict[str, list[dict[str, Any]]], resamples: int) -> list[str]:
+    """What the image half and the report's loss have forgotten, as Markdown."""
+    from vlm.evaluation.resampling import resample
+
+    labels, count = rankable(looked), len(next(iter(looked.values())))
+    weights = np.concatenate([np.ones((1, count)), *resample(count, resamples, 0)])
+    values = {}
+    for name, rows in looked.items():
+        loss, tokens = (np.array([row[key] for row in rows], float) for key in ("loss", "tokens"))
+        image = list(image_scores(rows, labels, weights).values())
+        values[name] = np.stack([*image, (weights @ loss) / (weights @ tokens)], 1)
+    title = ["AUC", "Brier", "ECE", "F1 of the image half", "report loss"]
+    pairs = [(f"{a} - {b}", values[a] - values[b]) for a, b in PAIRS if a in values and b in values]
+    members = [value for name, value in values.items() if name.startswith("replay")]
+    pairs.append(("mean of replay - none", np.mean(members, axis=0) - values["none"]))
+    return tables(f"all {count} old studies, {len(labels)} labels ({', '.join(labels)})", title, values, pairs)
+
+
+def tables(
+    heading: str, title: Sequence[str], values: dict[str, np.ndarray], pairs: Sequence[tuple[str, np.ndarray]]
+) -> list[str]:
+    """Systems, then differences with their intervals: arrays (1 + resamples, columns), the first row as it is."""
+    from vlm.evaluation.resampling import interval_of
+
+    rule = "|---" * (len(title) + 1) + "|"
+    lines = [heading, "", "| system | " + " | ".join(title) + " |", rule]
+    lines += [f"| {name} | " + " | ".join(f"{v:.3f}" for v in value[0]) + " |" for name, value in values.items()]
+    lines += ["", "| difference | " + " | ".join(title) + " |", rule]
+    for name, gap in pairs:
+        spans = [interval_of(column[1:]) for column in gap.T]
+        cells = [f"{v:+.3f} ({s.low:+.3f} to {s.high:+.3f})" for v, s in zip(gap[0], spans, strict=True)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def image_scores(rows: Sequence[dict[str, Any]], labels: Sequence[str], weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -210,7 +283,7 @@ def text_scores(systems: dict[str, list[dict[str, Any]]], resamples: int) -> dic
 
 def present(kind: str, systems: dict[str, list[dict[str, Any]]], resamples: int) -> list[str]:
     """The tables of one kind of studies, as Markdown."""
-    from vlm.evaluation.resampling import interval_of, resample
+    from vlm.evaluation.resampling import resample
 
     labels, count = rankable(systems), len(next(iter(systems.values())))
     weights = np.concatenate([np.ones((1, count)), *resample(count, resamples, 0)])  # the draws of `bootstrap`
@@ -224,15 +297,7 @@ def present(kind: str, systems: dict[str, list[dict[str, Any]]], resamples: int)
     if "ensemble" in values and len(members) > 1:
         pairs.append(("ensemble - mean of its members", values["ensemble"] - np.mean(members, axis=0)))
     title = ["AUC", "Brier", "ECE", "F1 of the image half", "CIDEr-D", "F1 of the text"]
-    lines = [f"{count} {kind} studies, {len(labels)} labels ({', '.join(labels)})", ""]
-    lines += ["| system | " + " | ".join(title) + " |", "|---" * 7 + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{v:.3f}" for v in value[0]) + " |" for name, value in values.items()]
-    lines += ["", "| difference | " + " | ".join(title) + " |", "|---" * 7 + "|"]
-    for name, gap in pairs:
-        spans = [interval_of(column[1:]) for column in gap.T]
-        cells = [f"{v:+.3f} ({s.low:+.3f} to {s.high:+.3f})" for v, s in zip(gap[0], spans, strict=True)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+    return tables(f"{count} {kind} studies, {len(labels)} labels ({', '.join(labels)})", title, values, pairs)
 
 
 def parse() -> argparse.Namespace:
@@ -271,6 +336,8 @@ def measure(given: argparse.Namespace) -> None:
         lines += present(
             kind, {name: write(name, folders, kind, world) for name, folders in own.items()}, given.resamples
         )
+    single = {name: folders[0] for name, folders in systems.items() if len(folders) == 1}
+    lines += present_looks({name: look(name, folder, world) for name, folder in single.items()}, given.resamples)
     (given.out / "table.md").write_text("\n".join(lines), encoding="utf-8")
     CONSOLE.print("\n".join(lines), markup=False, highlight=False)
 
