@@ -91,7 +91,9 @@ def _encode_batch(pipeline: Pipeline, studies: list[Study], section: str, path: 
     batch = pipeline.on_device(pipeline.collate(examples))
     image = pipeline.model.encode(batch)
     seen = pipeline.seer.see(image, batch, examples, False)
-    prompts = [pipeline.writer._prompt(pipeline.builder, e, {}, section, s) for e, s in zip(examples, seen, strict=True)]
+    prompts = [
+        pipeline.writer._prompt(pipeline.builder, e, {}, section, s) for e, s in zip(examples, seen, strict=True)
+    ]
     ids, mask = pad(prompts, pipeline.checkpoint.tokenizer.pad_token_id, left=True)
     prefix, prefix_mask = pipeline.model.prefix(image, replace(batch, prompt_ids=ids, prompt_mask=mask))
     tensors = {}

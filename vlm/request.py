@@ -63,6 +63,11 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         if self.decoding not in DECODINGS:
             raise InputError(f"decoding {self.decoding!r} is not known; choose {', '.join(DECODINGS)}")
+        for name, terms in (("--must", self.must), ("--must-not", self.must_not)):
+            if any(not any(c.isalnum() for c in term) for term in terms):
+                raise InputError(
+                    f"{name}: a term without a letter or digit; name what must (not) be said, or leave it out"
+                )
         if self.num_beams is not None and self.num_beams != "auto" and self.num_beams < 1:
             raise InputError(f"num_beams is {self.num_beams}: it must be 1 or more, or 'auto'")
         if self.num_beams is not None and self.decoding != "beam":

@@ -26,6 +26,7 @@ from vlm.generation.settings import BeamSettings, Candidate
 from vlm.generation.trace import Recorder
 from vlm.generation.tracker import Tracker
 from vlm.generation.tree_cache import HuggingFaceStepper, Stepper, prompted
+from vlm.generation.widening import widened
 from vlm.types import InputError
 
 __all__ = ["BeamSettings", "Candidate", "beam_search", "search"]
@@ -93,8 +94,13 @@ def make_stepper(
     _check_mask(attention_mask, prompt)
     if isinstance(model, Joint):  # its members have prompts of their own; the one that was given is the first's
         return EnsembleStepper([make_stepper(m, settings, e, None, a, lean) for m, e, a in model.parts])
-    kind = LeanLlamaStepper if lean and not prompted(model) and supported(model) else HuggingFaceStepper
-    return kind(model, inputs_embeds, input_ids, attention_mask, settings.num_beams, settings.max_new_tokens)
+    most = settings.num_beams, settings.max_new_tokens
+    if lean and not prompted(model) and supported(model):
+        return LeanLlamaStepper(model, inputs_embeds, input_ids, attention_mask, *most)
+    wide = widened(model)
+    if inputs_embeds is not None and wide is not model:
+        inputs_embeds = inputs_embeds.to(wide.dtype)
+    return HuggingFaceStepper(wide, inputs_embeds, input_ids, attention_mask, *most)
 
 
 @torch.inference_mode()

@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from vlm.generation.tree_cache import HuggingFaceStepper, Slots
+from vlm.generation.widening import computed_in, stamp_of
 
 ROWS = 16
 """Rows that packing is told to expect; any number is served, only 1 would be packed badly."""
@@ -79,12 +80,6 @@ class PackedLinear:
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, after)
 
 
-def computed_in(weight: Tensor) -> torch.dtype:
-    """The dtype that a model of such weights is computed in."""
-    wide = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-    return torch.float32 if wide and not torch.ops.mkldnn._is_mkldnn_bf16_supported() else weight.dtype
-
-
 @dataclass(frozen=True, slots=True)
 class LeanLayer:
     """One block: query, key and value in one matrix."""
@@ -135,7 +130,7 @@ def supported(model: nn.Module) -> bool:
 def lean_weights(model: nn.Module) -> LeanWeights:
     """The model's weights, packed; made again when one of them has changed."""
     base = _base(model)
-    stamp = tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
+    stamp = stamp_of(model)
     known = _READY.get(base)
     if known is not None and known[0] == stamp:
         return known[1]

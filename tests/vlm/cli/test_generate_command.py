@@ -213,6 +213,7 @@ def test_ids_that_two_folders_share_are_told_apart(pictures: Path, tmp_path: Pat
         (("a.png", "--out", "o", "--decoding", "greedy", "--num-reports", "2"), "greedy decoding has one report"),
         (("a.png", "--out", "o", "--num-beams", "2", "--num-reports", "3"), "3 reports of 2 beams"),
         (("a.png", "--out", "o", "--constraints", "none.json"), "none.json: cannot be read"),
+        (("a.png", "--out", "o", "--must", " "), "--must: a term without a letter or digit"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
