@@ -46,12 +46,18 @@ def cases(work: Path) -> dict[str, tuple[Path, list[str]]]:
     gpt2["training"]["gradient_checkpointing"] = True  # type: ignore[index]
     few.write_text(yaml.safe_dump(gpt2))
     short = ["data.train.0.count=40", "data.validation.0.count=16"]
+    films = [
+        "data.train=[{format: phantom-xray, count: 40, seed: 1}]",
+        "data.validation=[{format: phantom-xray, count: 16, seed: 2}]",
+        "training.stages.0.epochs=1", "training.stages.1.epochs=1",
+    ]  # fmt: skip
     found = {
         "tiny": (ROOT / "configs" / "tiny.yaml", []),
         "phantom": (
             ROOT / "configs" / "phantom.yaml",
             [*short, "training.stages.0.epochs=1", "training.stages.1.epochs=1"],
         ),
+        "finetune, 40 films": (ROOT / "configs" / "finetune.yaml", films),
         "gpt2-124M lora": (plain, []),
         "gpt2-124M nf4, checkpointing": (few, []),
     }

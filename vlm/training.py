@@ -465,14 +465,19 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared
     checkpoint.metrics = metrics
     state = whole_state(run)
     before, judged = checkpoint.calibration, run.data.validation + run.data.old
+    # What nothing held on to has drifted: then the run's own data alone say what the model speaks of.
+    remembers = bool(run.data.replay) or config.training.loss.retention > 0
     if judged:
         with gathered(run.step):
             found = Validator(run.builder, judged, config, run.dtype).calibrate(run.model, shared)
-        checkpoint.calibration = kept_calibration(before, found, judged, checkpoint.labels)
+        kept = kept_calibration(before, found, judged, checkpoint.labels) if remembers else found
+        checkpoint.calibration = kept
     if run.main:
         known = (fact for _, examples in (*run.sets, *run.data.replay) for fact in known_of(examples))
         chosen = {name: list(labels) for name, labels in config.data.modality_labels.items()}
-        learnt = labels_kept(labels_by_modality(known, checkpoint.labels), before.modalities, checkpoint.labels)
+        learnt = labels_by_modality(known, checkpoint.labels)
+        if remembers:
+            learnt = labels_kept(learnt, before.modalities, checkpoint.labels)
         checkpoint.calibration.modalities = learnt | chosen
         save_checkpoint(out / "best", checkpoint, state=state)
         draw_curve(out)

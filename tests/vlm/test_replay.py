@@ -296,3 +296,13 @@ def test_old_studies_without_reports_cannot_be_replayed_by_text(language_folder:
     sets = training.RunSets([], [], [(config.data.train[0], [bare])], [])
     with pytest.raises(InputError, match=r"data.replay.sets: no study has what the losses of stage 'text' \(report\)"):
         sets.replayed(config.training.stages[1], Replay(sets=config.data.train))
+
+
+def test_without_replay_the_runs_own_data_say_what_is_spoken_of(language_folder: Path, tmp_path: Path) -> None:
+    """What nothing held on to has drifted: the start's cuts for it would demand findings that nobody taught."""
+    start = _start(language_folder, tmp_path / "run")
+    training.train(starting_point(config_for(language_folder, None), start), tmp_path / "run")
+    calibration = load_checkpoint(tmp_path / "run" / "best").calibration
+    assert "mr" not in calibration.modalities
+    assert "tuberculosis" not in calibration.modalities.get("xray", [])
+    assert calibration.findings["edema"] != (3.0, 0.5)
