@@ -95,6 +95,10 @@ class Replay(Strict):
             raise ValueError("names neither sets nor validation; leave the section out")
         return self
 
+    def concerns(self, stage: str) -> bool:
+        """Whether the batches of a stage hold old studies."""
+        return bool(self.sets) and (self.stages is None or stage in self.stages)
+
     def of_batch(self, size: int) -> int:
         """Old studies of a batch of `size` studies, 2 or more."""
         return min(max(1, round((self.share or 0.0) * size)), size - 1)

@@ -131,7 +131,7 @@ class Estimate:
     def _replayed(self, stage: Stage) -> tuple[list[SetFacts], int]:
         """The old sets of which a stage's batches hold a share, and how many studies of a batch that is."""
         replay = self.config.data.replay
-        if replay is None or not replay.sets or (replay.stages is not None and stage.name not in replay.stages):
+        if replay is None or not replay.concerns(stage.name):
             return [], 0
         return list(self.facts.get("replay", ())), replay.of_batch(stage.batch_size)
 

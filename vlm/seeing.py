@@ -71,13 +71,16 @@ class Seer:
         slope, offset = calibration.boxes
         return float((torch.logit(torch.tensor(calibration.box_threshold), eps=1e-4) * slope + offset).sigmoid())
 
+    def calibrated(self, logits: torch.Tensor) -> torch.Tensor:
+        """Finding logits (B, F) as probabilities, by the checkpoint's calibration."""
+        pairs = [self.checkpoint.calibration.findings.get(name, (1.0, 0.0)) for name in self.checkpoint.labels]
+        platt = torch.tensor(pairs, device=logits.device)
+        return (logits.float() * platt[:, 0] + platt[:, 1]).sigmoid()
+
     def see(self, image: ImageOutput, batch: StudyBatch, examples: Sequence[Example], attention: bool) -> list[Seen]:
         """Calibrated probabilities, boxes in the image's own pixels, attention maps by view."""
         labels, calibration = self.checkpoint.labels, self.checkpoint.calibration
-        platt = torch.tensor(
-            [calibration.findings.get(name, (1.0, 0.0)) for name in labels], device=image.logits.device
-        )
-        probability = (image.logits.float() * platt[:, 0] + platt[:, 1]).sigmoid()
+        probability = self.calibrated(image.logits)
         boxes = self._boxes(image, batch, examples)
         out = []
         h, w = image.map_size

@@ -173,7 +173,7 @@ class RunSets:
         Raises:
             InputError: it should, and no old study has what its losses need.
         """
-        if replay is None or not self.replay or (replay.stages is not None and stage.name not in replay.stages):
+        if replay is None or not replay.concerns(stage.name):
             return []
         kept = [(source, usable(examples, stage.losses)) for source, examples in self.replay]
         if not any(len(examples) for _, examples in kept):

@@ -104,7 +104,7 @@ class Member:
             raise InputError(f"study {example.id}: the checkpoint speaks of no finding in {example.modality.value}")
         if passes > 1:
             logits = drop_passes(self.model, image.evidence, passes, study_seed(seed, example.id))
-            probability = self._calibrated(logits)
+            probability = self.seer.calibrated(logits).double().cpu().numpy()
             probability[:, ~spoken] = np.nan
         else:
             probability = np.array([[seen.evidence.probabilities.get(name, np.nan) for name in labels]])
@@ -113,12 +113,6 @@ class Member:
             at = labels.index(box.label)
             boxes[at] = max(boxes[at], float(entropy(np.array(box.confidence))))
         return Look(example.id, probability, boxes, pooled(image.evidence))
-
-    def _calibrated(self, logits: Tensor) -> np.ndarray:
-        """Logits (M, F) -> probabilities by the checkpoint's calibration."""
-        pairs = [self.checkpoint.calibration.findings.get(name, (1.0, 0.0)) for name in self.checkpoint.labels]
-        platt = torch.tensor(pairs, device=logits.device)
-        return (logits.float() * platt[:, 0] + platt[:, 1]).sigmoid().double().cpu().numpy()  # type: ignore[no-any-return]
 
 
 def pooled(evidence: Evidence) -> np.ndarray:
