@@ -340,7 +340,10 @@ class Training(Strict):
     trackers: tuple[str, ...] = Field(
         default=(), description="by their names in Accelerate: tensorboard, wandb, mlflow, ..."
     )
-    shard: bool = Field(default=False, description="share weights out over the processes (torch's fully_shard)")
+    shard: bool | Literal["zero2", "zero3"] = Field(
+        default=False,
+        description="share weights out over the processes: true for torch's fully_shard; zero2 and zero3 by DeepSpeed",
+    )
     timeout_seconds: Annotated[Real, Field(ge=5)] = Field(
         default=60.0, description="how long a process waits for the others before it says that one is gone"
     )

@@ -269,7 +269,7 @@ def _deepspeed() -> str:
     try:
         importlib.import_module("deepspeed")
     except ModuleNotFoundError:
-        raise Off("for the ZeRO launch files: pip install deepspeed (needs a GPU)") from None
+        raise Off("for ZeRO: pip install deepspeed") from None
     return version("deepspeed")
 
 

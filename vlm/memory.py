@@ -29,7 +29,7 @@ from vlm.optimization import select_parameters, set_modes
 from vlm.sizing import SetFacts, Shape, heaviest
 from vlm.tally import KERNELS, PRODUCTS, Watch, heap_of
 from vlm.types import CachedFeatures, StudyBatch
-from vlm.weightless import Weightless
+from vlm.weightless import FewBits, Weightless
 
 VALIDATION_BATCH = 16
 IMAGE_PARTS = {"vision", "pyramid", "knowledge", "detection"}
@@ -188,7 +188,7 @@ class Estimate:
 
     def _taken(self, watch: Watch, shape: Shape, facts: Sequence[SetFacts]) -> int:
         """What steps take of the machine: on the CPU, the heap after batches of the lengths that the data has."""
-        if self.device != "cpu":
+        if self.device != "cpu" or self.config.training.gradient_checkpointing:  # there blocks go back at once
             return watch.peak
         around = shape.prompt + shape.views * self.model.bridge.grid**2 + len(self.weightless.labels)
         reports = np.sort(np.concatenate([f.report for f in facts]))
@@ -366,7 +366,13 @@ class Estimate:
         language = self.weights["language model"] if copied else 0
         code = self._compiled_bytes()
         whole += OBJECTS
-        return {"loading": whole, "last checkpoint": whole + code + examples + self._learnt() + 2 * language}
+        last = whole + code + examples + self._learnt() + 2 * language
+        return {"loading": whole + self._unpacked(), "last checkpoint": last}
+
+    def _unpacked(self) -> int:
+        """The file's own weights of layers that are held in few bits: they lie in memory until all are packed."""
+        layers = [m for m in self.model.language.modules() if isinstance(m, FewBits)]
+        return sum(4 * m.in_features * m.out_features for m in layers)
 
     def _generation(self) -> dict[str, int]:
         """A batch of reports with the configured beams: keys and values, and the logits of a step."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlm.config import Stage
 from vlm.models.build import PARTS, trainable
 from vlm.models.report_generator import ReportGenerator
+from vlm.zero import dimensions
 
 Groups = dict[str, list[nn.Parameter]]
 
@@ -45,7 +46,7 @@ def make_optimizer(groups: Groups, stage: Stage, weight_decay: float) -> torch.o
     for part, parameters in groups.items():
         rate = next((own for name, own in stage.part_lr.items() if name == part), stage.lr)
         for matrix in (True, False):
-            chosen = [p for p in parameters if (p.dim() > 1) == matrix]
+            chosen = [p for p in parameters if (dimensions(p) > 1) == matrix]
             if chosen:
                 rows.append(
                     {"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": weight_decay if matrix else 0.0}

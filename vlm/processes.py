@@ -2,7 +2,8 @@
 
 `vlm train` runs as it is, under `accelerate launch`, or under `torchrun`. Weights
 are sharded by torch's `fully_shard`, on GPUs and on CPUs alike: with `training.shard`, or under a launch file for FSDP.
-DeepSpeed is Accelerate's.
+ZeRO, by a launch
+file for DeepSpeed or `training.shard: zero2 | zero3`, is in `vlm/zero.py`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from vlm.config import Training
 from vlm.models.language import decoder_layers
 from vlm.models.report_generator import ReportGenerator
 from vlm.types import InputError
+from vlm.zero import zero_gathered
 
 
 def make_accelerator(settings: Training) -> Accelerator:
@@ -67,14 +69,14 @@ def make_accelerator(settings: Training) -> Accelerator:
                 f"start them with: torchrun --nproc_per_node {count} -m vlm train ..., or with "
                 "configs/accelerate/ddp.yaml"
             )
-    for variable, kind in (
-        ("ACCELERATE_USE_FSDP", DistributedType.FSDP),
-        ("ACCELERATE_USE_DEEPSPEED", DistributedType.DEEPSPEED),
+    for variable, kind, instead in (
+        ("ACCELERATE_USE_FSDP", DistributedType.FSDP, "true"),
+        ("ACCELERATE_USE_DEEPSPEED", DistributedType.DEEPSPEED, "zero2 or zero3"),
     ):
         if os.environ.get(variable, "").lower() == "true" and accelerator.distributed_type != kind:
             raise InputError(
                 f"the launch file asks for {kind.value}, which Accelerate ignores here ({accelerator.device.type}, "
-                f"{running} processes); on CPUs use configs/accelerate/ddp.yaml with --set training.shard=true"
+                f"{running} processes); on CPUs use configs/accelerate/ddp.yaml with --set training.shard={instead}"
             )
     wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if wanted not in ("no", "bf16") or (wanted == "bf16" and settings.dtype == "float32"):
@@ -133,10 +135,10 @@ def shard_model(model: ReportGenerator, step: nn.Module, device: torch.device) -
         model: the composer. step: the module around it whose forward is a training step. device: of this process.
 
     Raises:
-        InputError: one process only, or a base held in few bits.
+        InputError: no launcher, or a base held in few bits.
     """
-    if not dist.is_initialized() or dist.get_world_size() < 2:
-        raise InputError("training.shard: needs 2 processes or more; start them with accelerate launch or torchrun")
+    if not dist.is_initialized():
+        raise InputError("training.shard: shares out over processes; start them with accelerate launch or torchrun")
     if any(not p.is_floating_point() for p in model.parameters()):
         raise InputError("training.shard: can't share out a language model that is held in 4 or 8 bits")
     # Sharding takes no channels-last weights.
@@ -148,13 +150,18 @@ def shard_model(model: ReportGenerator, step: nn.Module, device: torch.device) -
 
 
 @contextmanager
-def gathered(*modules: nn.Module) -> Iterator[None]:
-    """While the block runs, every process holds all weights of sharded modules; others are left as they are."""
+def gathered(*modules: nn.Module, change: bool = False) -> Iterator[None]:
+    """While the block runs, every process holds all weights of sharded modules; others are left as they are.
+
+    Args:
+        change: under ZeRO-3 the first process's changes are told to the others.
+    """
     sharded = [m for module in modules for m in module.modules() if isinstance(m, FSDPModule)]
     for module in sharded:
         module.unshard()
     try:
-        yield
+        with zero_gathered(modules, change):
+            yield
     finally:
         for module in sharded:
             module.reshard()
@@ -278,6 +285,17 @@ def _has_bf16() -> bool:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+OWN_BLOCK = 2**20
+
+
+def return_blocks() -> None:
+    """From now on every block of a megabyte or more goes back to the system when it is let go, where the C library can
+    (glibc): its heap would keep what recomputed layers let go, more than twice the memory. It takes time."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, OWN_BLOCK)
 
 
 def trim_heap() -> None:

@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from vlm import __version__
 from vlm.config import Config
 from vlm.types import InputError
@@ -29,7 +31,7 @@ def own_folder(out: Path, config: Config, resume: bool, graph: str) -> None:
     path = out / "config.json"
     mine = config.model_dump(mode="json")
     if resume and path.is_file() and (out / "state" / "latest.json").is_file():
-        theirs, ours = flat(json.loads(path.read_text(encoding="utf-8"))), flat(mine)
+        theirs, ours = flat(_filled(json.loads(path.read_text(encoding="utf-8")))), flat(mine)
         different = sorted(k for k in {*theirs, *ours} - FREE if theirs.get(k) != ours.get(k))
         if different:
             shown = ", ".join(f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} here" for k in different[:5])
@@ -47,6 +49,14 @@ def own_folder(out: Path, config: Config, resume: bool, graph: str) -> None:
     path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
     kept = {**versions(), "graph": graph}
     (out / "versions.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def _filled(tree: Any) -> Any:
+    """A kept configuration with the defaults of settings that came after it; as it is where it can't be read today."""
+    try:
+        return Config.model_validate(tree).model_dump(mode="json")
+    except ValidationError:
+        return tree
 
 
 def _kept_graph(out: Path) -> str | None:

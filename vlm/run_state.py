@@ -48,6 +48,7 @@ def save_state(
     best: dict[str, Tensor],
     keep: int,
     write: bool = True,
+    zero: dict[str, Tensor] | None = None,
 ) -> None:
     """Writes weights that training changes, optimizer moments, average and best; rotates old states.
 
@@ -55,6 +56,7 @@ def save_state(
         out: the run's folder. model: everything but the frozen language model is written. best: parameter name ->
             value.
         keep: how many states stay. write: False for a process that only gives its part of sharded tensors.
+        zero: the optimizer's parts under DeepSpeed, instead of `optimizer`.
 
     Raises:
         InputError: no room on the disk; the states before it are whole.
@@ -64,6 +66,7 @@ def save_state(
     for i, value in enumerate(average.values if average else []):
         tensors[f"average.{i}"] = value
     tensors |= {f"allocator.{n}": t for n, t in allocator_state(model.language.model).items()}
+    tensors |= zero or {}
     if optimizer is not None:
         for i, slot in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in slot.items()}
@@ -147,6 +150,10 @@ def restore(
             assign(average.values[i], tensors[f"average.{i}"])  # type: ignore[union-attr]
     ranks = {n.removeprefix("allocator."): t for n, t in tensors.items() if n.startswith("allocator.")}
     restore_allocator(model.language.model, ranks)
+    if optimizer is not None and any(n.startswith("zero.") for n in tensors):
+        raise InputError(
+            "the saved state is of a run under DeepSpeed: go on in that way, or start anew with --no-resume"
+        )
     if optimizer is not None:
         state: dict[int, dict[str, Tensor]] = {}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -48,6 +48,7 @@ from vlm.processes import (
     gone,
     lost,
     make_accelerator,
+    return_blocks,
     shard_model,
     trim_heap,
     whole,
@@ -71,6 +72,7 @@ from vlm.training_data import (
 from vlm.types import InputError, StudyBatch
 from vlm.validation import Validator, kept_calibration
 from vlm.watching import WRITTEN_METRICS, Scribe, Trackers, check_choice, check_trackers, keep_samples
+from vlm.zero import Zero, zero_settings
 
 IMAGE_PARTS = {"vision", "pyramid", "knowledge", "detection"}
 
@@ -94,6 +96,8 @@ class Run:
         self.device = self.accelerator.device
         self.model = checkpoint.model.to(self.device)
         self.model.language.recompute = config.training.gradient_checkpointing
+        if config.training.gradient_checkpointing:
+            return_blocks()
         self.main = self.accelerator.is_main_process
         self.dtype = autocast_dtype(config.training.dtype, self.device)
         self.builder = ExampleBuilder(
@@ -114,13 +118,25 @@ class Run:
         start = Start(self.model, config.training.stages) if config.training.loss.retention else None
         self.step = TrainStep(self.model, graph_rules(checkpoint), config.training.label_smoothing, start)
         # Under a launch file for FSDP too: states and checkpoints of this code are whole.
-        self.sharded = config.training.shard or self.accelerator.distributed_type == DistributedType.FSDP
+        self.sharded = config.training.shard is True or self.accelerator.distributed_type == DistributedType.FSDP
         if self.sharded:
             shard_model(self.model, self.step, self.device)
+        zero = zero_settings(config.training, self.accelerator)
+        self.zero = Zero(self.step, zero, config.training.clip) if zero else None
         self.cache: FeatureCache | None = None
         self.stop = Stop()
         self.trackers: Trackers | None = None
         self.before = 0  # steps of earlier stages, for the trackers
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether a process holds a part of the weights alone."""
+        return self.sharded or (self.zero is not None and self.zero.shares_weights)
+
+    @property
+    def zero_modules(self) -> tuple[TrainStep, ...]:
+        """What ZeRO-3 shares out: whole where all of it is read or set by name."""
+        return (self.step,) if self.zero is not None else ()
 
     @cached_property
     def scribe(self) -> Scribe:
@@ -158,12 +174,14 @@ class StageLoop:
         self.best: dict[str, Tensor] = {}
         if resumed is not None:
             self.position, tensors = resumed
-            self.best = restore(tensors, run.model, self.optimizer, self.average)
+            self.best = restore(tensors, run.model, None if run.zero else self.optimizer, self.average)
         with gathered(run.step):
             self.maps = self._maps()
             self.cache = self._cache()
         run.meeting.wait()
         self.step_module, self.optimizer = self._prepare()
+        if run.zero is not None and resumed is not None:
+            run.zero.restore(tensors)
         self.epochs = math.ceil(stage.epochs)
         sizes = [len(self._plan(epoch)[1]) for epoch in range(self.epochs)]
         self.total = max(1, round(sum(sizes) * stage.epochs / self.epochs))
@@ -176,6 +194,8 @@ class StageLoop:
         """The step and the optimizer as Accelerate runs them; weights that are sharded by hand are left to their
         wrapper, and what nothing learns in is not wrapped."""
         run = self.run
+        if run.zero is not None:
+            return run.zero.begin(self.optimizer)
         if run.sharded:
             return run.step, self.optimizer
         return run.accelerator.prepare(run.step, self.optimizer)  # type: ignore[no-any-return]
@@ -183,7 +203,7 @@ class StageLoop:
     def _maps(self) -> FrozenMaps | None:
         """The vision model's maps, kept when it does not learn and images are not varied."""
         run = self.run
-        fixed = "vision" not in self.stage.train and not run.config.data.augment and not run.sharded
+        fixed = "vision" not in self.stage.train and not run.config.data.augment and not run.in_parts
         run.validator.maps = maps = run.shared.maps_of(run.dtype, run.model.vision) if fixed else None
         if run.old is not None:
             run.old.maps = maps
@@ -238,7 +258,10 @@ class StageLoop:
                         console.print(f"{self.stage.name}: no better for {position.worse} epochs, stopped early")
                     break
         self.optimizer.zero_grad(set_to_none=True)
-        put_back(self.run.model, self.best)
+        if self.run.zero is not None:
+            self.run.zero.end()
+        with gathered(*self.run.zero_modules, change=True):
+            put_back(self.run.model, self.best)
         self.position = Position(stage=self.number + 1)
         self._write(Position(stage=self.number + 1), last=True)
         return position.best_metrics
@@ -312,10 +335,15 @@ class StageLoop:
                 f"{' or in those of another process' if losses.processes() > 1 else ''}; "
                 "lower the learning rate or check them"
             )
-        run.accelerator.backward(total / self.stage.accumulate)
-        if (step + 1) % self.stage.accumulate == 0 or step + 1 == self.total:
-            self._clip([p for g in self.groups.values() for p in g])
-            self.optimizer.step()
+        last = (step + 1) % self.stage.accumulate == 0 or step + 1 == self.total
+        if run.zero is not None:
+            run.zero.backward(total / self.stage.accumulate, last)
+        else:
+            run.accelerator.backward(total / self.stage.accumulate)
+        if last:
+            if run.zero is None:
+                self._clip([p for g in self.groups.values() for p in g])
+                self.optimizer.step()
             if self.adapting:
                 adapters.after_step(run.checkpoint.model.language.model, (step + 1) // self.stage.accumulate - 1)
             self.optimizer.zero_grad(set_to_none=True)
@@ -337,7 +365,7 @@ class StageLoop:
         run = self.run
         if "reward" not in self.stage.losses:
             return None
-        if run.sharded:
+        if run.in_parts:
             raise InputError(f"training.stages.{self.stage.name}: reports can't be drawn while weights are sharded")
         tokenizer, settings = run.checkpoint.tokenizer, run.config.training.reward
         ids = [e.report_labels[e.report_labels >= 0] for _, s in (*self.sets, *self.replay) for e in s]
@@ -372,7 +400,8 @@ class StageLoop:
         # Without validation there is nothing to choose by: the last epoch stands.
         if score > self.position.best_score or not self.best or not self.run.validator.examples:
             self.position.best_score, self.position.best_metrics, self.position.worse = score, metrics, 0
-            self.best = snapshot(self.run.model, self.groups)
+            with gathered(*self.run.zero_modules):
+                self.best = snapshot(self.run.model, self.groups)
         else:
             self.position.worse += 1
 
@@ -418,10 +447,12 @@ class StageLoop:
     def _write(self, position: Position, last: bool = False) -> None:
         """Every process gives its part of sharded tensors, the first one writes."""
         run, keep = self.run, self.run.config.training.keep
-        if last:
-            save_state(run.out, position, run.model, None, None, {}, keep, run.main)
-        else:
-            save_state(run.out, position, run.model, self.optimizer, self.average, self.best, keep, run.main)
+        with gathered(*run.zero_modules):
+            if last:
+                save_state(run.out, position, run.model, None, None, {}, keep, run.main)
+            else:
+                parts, optimizer = (run.zero.parts(), None) if run.zero is not None else (None, self.optimizer)
+                save_state(run.out, position, run.model, optimizer, self.average, self.best, keep, run.main, parts)
         run.meeting.wait()
 
 
@@ -489,9 +520,10 @@ def train(checkpoint: Checkpoint, out: Path, resume: bool = True, shared: Shared
 
 def whole_state(run: Run) -> dict[str, Tensor] | None:
     """All weights of a sharded model, on every process; None when nothing is sharded."""
-    if not run.sharded:
+    if not run.in_parts:
         return None
-    return {name: whole(value).detach().cpu() for name, value in run.model.state_dict().items()}
+    with gathered(*run.zero_modules):
+        return {name: whole(value).detach().cpu().clone() for name, value in run.model.state_dict().items()}
 
 
 def with_report_column(batch: StudyBatch, pad: int) -> StudyBatch:

@@ -3,6 +3,7 @@ launchers whose wishes are not in effect."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -68,7 +69,18 @@ def losses_of(out: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k.startswith(keep)} for row in rows if "epoch" in row]
 
 
-@pytest.mark.parametrize("options", [(), ("--set", "training.shard=true")])
+ZERO = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--set", "training.shard=true"),
+        pytest.param(("--set", "training.shard=zero2"), marks=ZERO),
+        pytest.param(("--set", "training.shard=zero3"), marks=ZERO),
+    ],
+)
 def test_two_processes_learn_what_one_learns(options: tuple[str, ...], language_folder: Path, tmp_path: Path) -> None:
     path = write_config(language_folder, tmp_path)
     one = vlm("train", str(path), "--out", str(tmp_path / "one"))
@@ -84,6 +96,25 @@ def test_two_processes_learn_what_one_learns(options: tuple[str, ...], language_
         torch.testing.assert_close(both[name], value, rtol=1e-3, atol=2e-4, msg=name)
 
 
+@ZERO
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_a_run_under_zero_goes_on_with_its_own_number_of_processes(
+    kind: str, language_folder: Path, tmp_path: Path
+) -> None:
+    path = write_config(language_folder, tmp_path, shard=kind, keep=4)
+    whole = vlm("train", str(path), "--out", str(tmp_path / "run"), launcher=TWO)
+    assert whole.returncode == 0, whole.stderr
+    first = load_checkpoint(tmp_path / "run" / "best").model.state_dict()
+    (tmp_path / "run" / "state" / "latest.json").write_text(json.dumps({"state": "01-00000003"}))
+    alone = vlm("train", str(path), "--out", str(tmp_path / "run"), "--set", "training.shard=false")
+    assert alone.returncode == 2
+    assert "the saved state is of a run under DeepSpeed" in alone.stderr
+    again = vlm("train", str(path), "--out", str(tmp_path / "run"), launcher=TWO)
+    assert again.returncode == 0, again.stderr
+    for name, value in load_checkpoint(tmp_path / "run" / "best").model.state_dict().items():
+        torch.testing.assert_close(value, first[name], rtol=1e-6, atol=1e-7, msg=name)
+
+
 def test_a_launcher_that_starts_too_few_is_found_out(language_folder: Path, tmp_path: Path) -> None:
     path = write_config(language_folder, tmp_path)
     launcher = ("accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2", "-m", "vlm")
@@ -94,7 +125,7 @@ def test_a_launcher_that_starts_too_few_is_found_out(language_folder: Path, tmp_
     assert result.returncode == 2
     assert "training.processes asks for 4 processes and 1 is running" in result.stderr
     result = vlm("train", str(path), "--out", str(tmp_path / "run"), "--set", "training.shard=true")
-    assert "training.shard: needs 2 processes or more" in result.stderr
+    assert "training.shard: shares out over processes" in result.stderr
     result = vlm("train", str(path), "--out", str(tmp_path / "run"), ACCELERATE_USE_FSDP="true")
     assert "the launch file asks for FSDP, which Accelerate ignores here" in result.stderr
 

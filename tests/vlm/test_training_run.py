@@ -104,6 +104,17 @@ def test_another_configuration_is_not_resumed(language_folder: Path, tmp_path: P
         training.train(starting_point(config_for(language_folder, report=0.5), None), tmp_path / "run")
 
 
+def test_a_run_from_before_a_setting_existed_is_resumed(language_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    training.train(starting_point(config_for(language_folder), None), run)
+    kept = json.loads((run / "config.json").read_text())
+    del kept["training"]["loss"]["retention"], kept["data"]["replay"]
+    (run / "config.json").write_text(json.dumps(kept))
+    lines = len((run / "metrics.jsonl").read_text().splitlines())
+    training.train(starting_point(config_for(language_folder), None), run)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == lines
+
+
 def test_frozen_parts_stay_as_they_are(language_folder: Path, tmp_path: Path) -> None:
     made = starting_point(config_for(language_folder, [STAGES[1]]), None)
     before = {name: value.detach().clone() for name, value in made.model.named_parameters()}
