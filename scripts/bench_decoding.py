@@ -37,7 +37,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from vlm.generation.beam_search import BeamSettings, beam_search
 from vlm.generation.compiling import compile_constraints
 from vlm.generation.constraints import Constraints, TermSet
-from vlm.generation.lean_llama import PackedLinear
+from vlm.generation.packing import PackedLinear
 
 END, PAD = 1, 2
 WIDTH, INNER, LAYERS = 512, 1376, 8

@@ -2,7 +2,7 @@
 
     cli -> batch, training, pipeline, writing, seeing, assembly, validation, training_data, run_state, optimization
         -> checkpoint
-        -> export, evaluation, generation, models, losses, data -> config, types -> knowledge
+        -> export, evaluation, generation, models, losses, data -> config, types, compat -> knowledge
 
 The packages of the row from `export` to `data` never import one another. `checkpoint` lies one layer above them, for a
 checkpoint has to rebuild its model; of that row it imports `models` alone. The modules above it may import one another
@@ -53,14 +53,16 @@ TOP = (
     "sizing",
     "fitting",
     "watching",
+    "zero",
 )
 MIDDLE = ("export", "evaluation", "generation", "models", "losses", "data")
-LOW = frozenset({"knowledge", "vlm", "types", "config"})
+LOW = frozenset({"knowledge", "vlm", "types", "config", "compat"})
 
 # Part -> the parts that it may import. A part is `knowledge` or what follows `vlm.`; `vlm` alone is vlm/__init__.py.
 ALLOWED: dict[str, frozenset[str]] = {
     "knowledge": frozenset(),
     "vlm": frozenset(),
+    "compat": frozenset(),
     "types": frozenset({"knowledge", "vlm"}),
     "config": frozenset({"knowledge", "vlm", "types"}),
     **dict.fromkeys(MIDDLE, LOW),

@@ -22,62 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
+from vlm.generation.packing import PackedLinear
 from vlm.generation.tree_cache import HuggingFaceStepper, Slots
 from vlm.generation.widening import computed_in, stamp_of
-
-ROWS = 16
-"""Rows that packing is told to expect; any number is served, only 1 would be packed badly."""
 
 FEW = 4
 """Queries of a study below which they are attended more than once: the order of so few sums hangs on the threads."""
 
 _READY: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], LeanWeights]] = WeakKeyDictionary()
-
-
-class PackedLinear:
-    """x W^T + b with W repacked for the CPU; the library's product elsewhere.
-
-    A row's result does not depend on the other rows: oneDNN adds up in one order for any number of rows but 1, so a
-    single row is computed twice. What follows the product is fused into it for the same reason (the library's `silu`
-    rounds the end of a block differently).
-
-    Args:
-        weight: (out, in).
-        bias: (out,) or None.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        dtype = computed_in(weight)
-        weight, self.bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        packs = weight.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
-        self.packed = packs and torch.backends.mkldnn.is_available()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS) if self.packed else weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        return self._unary(x, "none") if self.packed else functional.linear(x, self.weight, self.bias)
-
-    def silu(self, x: Tensor) -> Tensor:
-        """silu(x W^T + b)."""
-        return self._unary(x, "swish") if self.packed else functional.silu(functional.linear(x, self.weight, self.bias))
-
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """(x W^T + b) * other, `other` (..., out)."""
-        return self._binary(x, other, "mul") if self.packed else functional.linear(x, self.weight, self.bias) * other
-
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """(x W^T + b) + other, `other` (..., out)."""
-        return self._binary(x, other, "add") if self.packed else functional.linear(x, self.weight, self.bias) + other
-
-    def _unary(self, x: Tensor, after: str) -> Tensor:
-        if x.numel() == x.shape[-1]:
-            return self._unary(torch.cat([x, x]), after)[:1]
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], "")
-
-    def _binary(self, x: Tensor, other: Tensor, after: str) -> Tensor:
-        if x.numel() == x.shape[-1]:
-            return self._binary(torch.cat([x, x]), torch.cat([other, other]), after)[:1]
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, after)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from vlm.generation.banks import share_out
 from vlm.generation.judging import Judges
 from vlm.generation.settings import BeamSettings
 from vlm.generation.trace import Recorder
-from vlm.generation.tracker import Tracked, Tracker
+from vlm.generation.tracked import Tracked
+from vlm.generation.tracker import Tracker
 
 NEVER = -1.0e9
 """Score of what can't be chosen; transformers' value, so that sums round alike."""

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from vlm.generation.tokens import TokenTable
-from vlm.generation.tracker import Tracked, Tracker
+from vlm.generation.tracked import Tracked
+from vlm.generation.tracker import Tracker
 
 MOST_CUT = 8
 """Cuts of a step that are kept, the most probable ones."""

@@ -10,22 +10,17 @@ remembered sentences.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from vlm.generation.compiling import CompiledConstraints
-from vlm.generation.negation import FORBIDDEN, STOP, UNDENIED
-from vlm.generation.settings import BeamSettings
+from vlm.generation.negation import FORBIDDEN, UNDENIED
 from vlm.generation.structure import INSIDE
-from vlm.generation.tables import ASSERTED, RULE_BITS, ConstraintTables
+from vlm.generation.tables import ASSERTED, RULE_BITS
+from vlm.generation.timing import CLOSING, Timed
+from vlm.generation.tracked import Tracked
 
 REMEMBERED = 32
 """Sentences of a report that are compared with a new one."""
-
-CLOSING = 6
-"""Tokens kept free, where the length allows it, to end the sentence that holds the last required term."""
 
 GLUED = -10.0
 """Nats for denying a required term, which only another ending of the word can save ("no effusion" -> "no
@@ -35,104 +30,18 @@ such an ending: a way out, but only where there is no other."""
 CAUGHT = -5.0
 """Nats for writing a forbidden term that a denial must follow ("effusion is not seen")."""
 
-LAST_CALL = 16
-"""Tokens before the last moment from which on a new sentence must begin with a missing required term."""
-
 IDLE = -1.0
 """Nats for each token that brings no missing term on, once the best beam would have ended the text. Scores are divided
 by lengths, so without a price a text would rather go on than pay for its terms."""
 
-PLAUSIBLE = -5.0
-"""Log probability from which on a required term may begin inside a sentence; at a sentence's start it always may."""
 
-
-TERMS, ASSERTION, MET, SENTENCE, FRAME, BEGUN, FIELDS = range(7)
-
-
-class Tracked:
-    """Constraint state of each beam or offer, as int64 fields of one tensor, so that beams are picked in one go.
-
-    What is looked up for it is kept: a step asks for the same things several times, and small operations are what
-    constraints cost.
-
-    Args:
-        fields: (B, X, 6) state of the study's term automaton, offset by the study's place in the stacked tables; of
-            its negation automaton, offset likewise; bits of the sets that the text holds and of the soft rules that it
-            broke; hash of the sentence being written; state of the template; sentences begun, times 4, and the phase
-            of the last one.
-        written: (B, X, R) hashes of the sentences before it, 0 where there is none; R is 0 where they don't count.
-    """
-
-    __slots__ = ("_fields", "columns", "ended", "meaning", "written")
-
-    def __init__(self, fields: Tensor | Sequence[Tensor], written: Tensor) -> None:
-        whole = isinstance(fields, Tensor)
-        self._fields: Tensor | None = fields if whole else None  # type: ignore[assignment]
-        self.columns: list[Tensor] = list(fields.unbind(-1) if whole else fields)  # type: ignore[union-attr]
-        self.written = written
-        self.ended: Tensor | None = None  # `Tracker.pending`, once it was asked for
-        self.meaning: Tensor | None = None  # `Tracker._meaning`, likewise
-
-    @property
-    def fields(self) -> Tensor:
-        if self._fields is None:
-            self._fields = torch.stack(self.columns, -1)
-        return self._fields
-
-    def add_met(self, bits: Tensor) -> None:
-        """Sets more bits of what is met."""
-        self.columns[MET] = self.columns[MET] | bits
-        self._fields = None
-
-    @property
-    def terms(self) -> Tensor:
-        return self.columns[TERMS]
-
-    @property
-    def assertion(self) -> Tensor:
-        return self.columns[ASSERTION]
-
-    @property
-    def met(self) -> Tensor:
-        return self.columns[MET]
-
-    @property
-    def sentence(self) -> Tensor:
-        return self.columns[SENTENCE]
-
-    @property
-    def frame(self) -> Tensor:
-        return self.columns[FRAME]
-
-    @property
-    def begun(self) -> Tensor:
-        return self.columns[BEGUN]
-
-    def pick(self, index: Tensor) -> Tracked:
-        """Entries `index` (B, C) of (B, X)."""
-        wide = index[:, :, None]
-        written = self.written
-        if written.shape[-1]:
-            written = written.gather(1, wide.expand(-1, -1, written.shape[-1]))
-        return Tracked(self.fields.gather(1, wide.expand(-1, -1, FIELDS)), written)
-
-
-class Tracker(ConstraintTables):
+class Tracker(Timed):
     """States of a batch's beams under its constraints."""
 
     tracing = False
     """Keep what each rule refused of the last offers, in `refused`."""
 
     refused: dict[str, Tensor]
-
-    def __init__(
-        self, constraints: Sequence[CompiledConstraints | None], settings: BeamSettings, device: torch.device
-    ) -> None:
-        super().__init__(constraints, settings, device)
-        # (B,) tokens left from which on a study may be short of them for what it still must write.
-        self.last_calls = self.most_need + 1 + CLOSING + self.longest_denial.clamp(min=LAST_CALL)
-        self.last_calls = self.last_calls.masked_fill(self.free, -1)
-        self.latest = int(self.last_calls.max())
 
     def start(self, batch: int, width: int) -> Tracked:
         """State before the first token."""
@@ -191,90 +100,6 @@ class Tracker(ConstraintTables):
             self.refused.pop("rules", None)
         return after, allowed, banned
 
-    def _walk(self, state: Tracked, tokens: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Read the bytes of `tokens` (B, X): terms, assertion, met bits, template, and bits of broken rules."""
-        longest = int(self.lengths[tokens].max())
-        columns = self._term_columns(tokens, longest)
-        at_boundary = self.boundaries[tokens].flatten(0, -2).any(0).tolist()
-        terms, assertion, met, frame = state.terms, state.assertion, state.met, state.frame
-        rows = terms * self.term_width
-        frames = frame * 257
-        broken = torch.zeros_like(met)
-        half = torch.zeros_like(ends)
-        vocabulary_row = self.shift_column * self.term_width
-        pieces = self.bytes[tokens] if self.has_frame else None
-        classes: Tensor | None = None  # (B, X, L) of the negation automaton
-        reads = self.may_deny and bool(self.denying[assertion].any())
-        for position in range(longest):
-            if at_boundary[position] or reads:  # inside a word only a denial reads letters
-                meaning = torch.div(rows, self.term_width, rounding_mode="floor")
-                meaning = meaning + self.shift_column if self.shifted else meaning
-                classes = self.token_classes[tokens] if classes is None else classes
-                class_ = classes[..., position]
-                if self.has_sets:
-                    met, early = self._meet(meaning, assertion, met, frames, self.boundary[class_])
-                    broken |= early
-                assertion = self._assert(meaning, assertion, class_)
-                reads = self.may_deny and bool(self.denying[assertion].any())
-            column = rows + columns[position]
-            if self.has_vocabulary:
-                half |= self.breaks[column + vocabulary_row]
-            if pieces is not None:
-                frames = self.frame_jumps[frames + pieces[..., position]]
-            rows = self.jumps[column]
-        if self.has_frame:
-            frame = torch.where(ends, frame, frames // 257)
-        if self.has_vocabulary:
-            broken |= half.long() << RULE_BITS["vocabulary"]
-        return rows // self.term_width, assertion, met, frame, broken
-
-    def _term_columns(self, tokens: Tensor, longest: int) -> tuple[Tensor, ...]:
-        """Class of each byte of the tokens (B, X) in their study's term automaton: `longest` tensors (B, X)."""
-        if self.token_columns is not None:
-            return self.token_columns[tokens].unbind(-1)[:longest]
-        pieces = self.bytes[tokens][..., :longest].movedim(-1, 0).long()  # (L, B, X)
-        return self.term_classes[self.class_rows + pieces].unbind(0)
-
-    def _meet(
-        self, meaning: Tensor, assertion: Tensor, met: Tensor, frames: Tensor, boundary: Tensor
-    ) -> tuple[Tensor, Tensor | int]:
-        """Bits met when the terms that end here are followed by a boundary, and the bit of a broken order."""
-        here = self.meets[meaning] & (self.unnegated_bits[assertion] | self.any_bits_column) & boundary
-        return self._ready(here, met, frames // 257 if self.has_frame else frames)
-
-    def _ready(self, here: Tensor, met: Tensor, frame: Tensor) -> tuple[Tensor, Tensor | int]:
-        """`met` and those bits of `here` that count in this section and in their order."""
-        if self.has_frame:
-            here = here & self.frame_counts[frame]
-        if not self.has_order:
-            return met | here, 0
-        hard = self.hard_column
-        turn = (((met & hard) << 1) | 1) | ~hard
-        early = (here & ~met & ~turn & self.ordered) != 0
-        binding = (self.hard_rules[:, None] >> RULE_BITS["order"]) & 1
-        here = torch.where((self.ordered != 0) & (binding != 0), here & turn, here)
-        return met | here, early.long() * (1 - binding) << RULE_BITS["order"]
-
-    def _assert(self, meaning: Tensor, assertion: Tensor, class_: Tensor) -> Tensor:
-        events_width, classes_width = self.assertion_shape
-        return self.assertion_moves[(assertion * events_width + self.events[meaning]) * classes_width + class_]
-
-    def _meaning(self, state: Tracked) -> Tensor:
-        """Place of a state in the tables of what states mean to its study."""
-        if state.meaning is None:
-            state.meaning = state.terms + self.shift_column if self.shifted else state.terms
-        return state.meaning
-
-    def _count(self, state: Tracked, tokens: Tensor) -> Tensor:
-        """Sentences begun, times 4, and the phase behind each token."""
-        if not self.has_count:
-            return state.begun
-        phase = state.begun & 3
-        size = self.sentence_phase.shape[1]
-        place = phase * size + tokens
-        begun = (state.begun >> 2) + self.sentence_begun.flatten()[place]
-        return (begun << 2) | self.sentence_phase.flatten()[place]
-
     def _broken_rules(self, after: Tracked, ends: Tensor, repeated: Tensor) -> Tensor:
         """Bits of the rules, the vocabulary's aside, that an offer breaks by what it writes or by ending there."""
         broken = torch.zeros_like(after.met)
@@ -304,194 +129,6 @@ class Tracker(ConstraintTables):
 
     def _named_rules(self, broken: Tensor) -> dict[str, Tensor]:
         return {rule: ((broken >> bit) & 1) != 0 for rule, bit in RULE_BITS.items()} if self.has_rules else {}
-
-    def _sentences(self, state: Tracked, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hash of the sentence behind each token, the sentences written, and whether one was written again."""
-        written = state.written
-        sentence = state.sentence * self.token_power[tokens] + self.token_hash[tokens]
-        ends = self.ends_sentence[tokens]
-        if not self.remembers:
-            return sentence.masked_fill(ends, 0), written, ends
-        closes = ends & (sentence != 0)
-        repeated = closes & (written == sentence[..., None]).any(-1)
-        # A second full stop ends a sentence of nothing.
-        repeated = repeated | (self.stops_early[tokens] & (state.sentence == 0)) | self.stops_twice[tokens]
-        shifted = torch.cat([sentence[..., None], written[..., :-1]], -1)
-        written = torch.where(closes[..., None], shifted, written)
-        return sentence.masked_fill(ends, 0), written, repeated
-
-    def _countable(self, state: Tracked, missing: Tensor) -> Tensor:
-        """Those of the missing bits whose terms would count here: in this section, and next in their order."""
-        if self.has_frame:
-            missing = missing & self.frame_counts[state.frame]
-        if self.has_order:
-            turn = ((((state.met | self.pending(state)) & self.hard_column) << 1) | 1) & missing
-            missing = torch.where(self.ordered != 0, turn, missing)
-        return missing
-
-    def _need(self, state: Tracked, missing: Tensor) -> Tensor:
-        """Tokens that the missing required terms take from here on, `missing` (B, ...) bits."""
-        open_sets = ((missing[..., None] >> self.bits) & 1).float()  # (B, ..., Q)
-        cost = self.cost[:, None]
-        need = (open_sets * cost).sum(-1)
-        usable = ~self.negated[state.assertion] | ((missing & self.asserted_column) == 0)
-        # One of the missing terms goes on from here; the others begin behind a space.
-        saved = self.saved[self.row_of[self._meaning(state)]]
-        if self.has_frame or self.has_order:
-            here = self._countable(state, missing)
-            open_sets = ((here[..., None] >> self.bits) & 1).float()
-            saved = saved.masked_fill(open_sets == 0, -1e9).amax(-1).clamp(min=0)
-        else:
-            saved = saved.masked_fill(open_sets == 0, -1e9).amax(-1)
-        return torch.where(missing == 0, 0.0, torch.where(usable, need - saved, need + 1))
-
-    def _apt(self, before: Tracked, after: Tracked, tokens: Tensor, logprobs: Tensor) -> Tensor:
-        """Offers (B, X) that don't begin a missing required term, or begin it again, where the model finds it
-        absurd."""
-        missing = self.hard_column & ~before.met
-        under_way = missing & self.inside[self._meaning(before)]
-        reached = missing & (self.inside[self._meaning(after)] | self.pending(after))
-        begins = (reached & ~under_way) != 0
-        both = (under_way & reached) != 0
-        if bool(both.any()):
-            begins = begins | (both & (self._progress(after, missing) <= self._progress(before, missing)))
-        if not bool(begins.any()):
-            return ~begins
-        at_start = (before.sentence == 0) & self.may_open[tokens]
-        # Half a word is not left to write its term elsewhere ("P pacemaker").
-        again = (self.torn[self._meaning(before)] & reached) != 0
-        again = again & ~self.begins_in_word[tokens]
-        return ~begins | (((logprobs >= PLAUSIBLE) | at_start) & ~again)
-
-    def wait(self, state: Tracked, scores: Tensor, over: Tensor) -> None:
-        """Notes the studies whose best beam (B, K) would end here were it not for a missing term."""
-        if not bool(over.any()):
-            return
-        missing = self.hard_column & ~(state.met | self.pending(state))
-        here = over & (state.sentence == 0) & (missing != 0)
-        self.waiting |= here.gather(1, scores.argmax(1, keepdim=True))
-
-    def _rambles(self, before: Tracked, after: Tracked, over: Tensor, tokens: Tensor) -> Tensor:
-        """Offers (B, X) that begin another sentence than one with a missing term where the model would end the text.
-
-        Without this a text goes on with what comes to the model's mind, for its score is divided by its length.
-        """
-        missing = self._countable(before, self.hard_column & ~before.met)
-        opens = over & (before.sentence == 0) & (missing != 0)
-        strays = opens & ~self._goes_on(after, missing)
-        # Nor is the term that such a sentence begins with given up for another word ("A" of "Atelectasis").
-        meaning = self._meaning(before)
-        begun = self.waiting & ((self.torn[meaning] & missing) != 0) & (before.sentence == self.letters[meaning])
-        goes_on = self.begins_in_word[tokens] & self._goes_on(after, missing)
-        return strays | (begun & ~goes_on)
-
-    def _progress(self, state: Tracked, missing: Tensor) -> Tensor:
-        """Tokens that what is written saves for one of the missing terms, at most."""
-        open_sets = (missing[..., None] >> self.bits) & 1
-        return (self.saved[self.row_of[self._meaning(state)]] * open_sets).amax(-1)
-
-    def _in_time(
-        self, before: Tracked, after: Tracked, missing: Tensor, allowed: Tensor, apt: Tensor, tokens: Tensor, step: int
-    ) -> Tensor:
-        """Refuse offers behind which the missing terms no longer fit, each in a sentence of its own if the length
-        allows that.
-
-        Of the rules below, each study follows the first that leaves it an offer.
-        """
-        left = self.settings.max_new_tokens - step - 1  # tokens behind this one
-        rules = [allowed & apt]
-        if self.is_late(step):
-            missing = missing & ~self.pending(after)
-            need = self._need(after, missing) + self._denial_need(after, missing) + self._shape_need(after, missing)
-            stops = ((missing[..., None] >> self.bits) & 1).sum(-1) - (after.sentence == 0).long()
-            in_time = (need <= left) | (need == 0)
-            in_comfort = in_time & ((need + stops + CLOSING <= left) | (missing == 0))
-            late = need + stops + CLOSING + LAST_CALL > left
-            here = missing & self.frame_counts[before.frame] if self.has_frame else missing
-            strays = (before.sentence == 0) & ~self._goes_on(after, here)
-            strays = strays & late & (here != 0)
-            tidy = in_comfort & ~self._frays(before, after, missing, need, tokens, left)
-            hurried = [
-                allowed & apt & tidy & ~strays,
-                allowed & apt & tidy,
-                allowed & tidy,
-                allowed & in_comfort,
-                allowed & in_time,
-            ]
-            late_studies = self.late(step)[:, None]  # the others follow the rules that they follow by themselves
-            rules = [*(torch.where(late_studies, rule, rules[0]) for rule in hurried), *rules]
-        chosen = allowed
-        for rule in reversed(rules):
-            chosen = torch.where(rule.any(-1, keepdim=True), rule, chosen)
-        return chosen
-
-    def _frays(
-        self, before: Tracked, after: Tracked, missing: Tensor, need: Tensor, tokens: Tensor, left: int
-    ) -> Tensor:
-        """Offers (B, X) that begin a sentence which the length may cut although nothing is missing, or that leave the
-        last one open."""
-        done = (missing == 0) & (need == 0) & (self.hard != 0)[:, None]
-        begins = (before.sentence == 0) & ~self.is_end[tokens] & (left < LAST_CALL)
-        if left == 0:
-            begins = begins | (after.sentence != 0)
-        return done & begins
-
-    def _shape_need(self, after: Tracked, missing: Tensor) -> Tensor | float:
-        """Tokens that the template, the fewest sentences and a begun term of the terminology still take."""
-        need: Tensor | float = 0.0
-        if self.has_frame:
-            # The next heading can't count as begun while this section lacks a term.
-            owing = (missing & self.frame_own[after.frame]) != 0
-            need = need + torch.where(owing, self.frame_whole[after.frame], self.frame_need[after.frame]).float()
-        if self.has_count:
-            begun, phase = after.begun >> 2, after.begun & 3
-            binding = (self.hard_rules[:, None] >> RULE_BITS["sentences"]) & 1
-            lack = (self.least - begun).clamp(min=0) * binding
-            need = need + torch.where(lack > 0, 2 * lack + (phase == INSIDE).long(), 0).float()
-        if self.has_vocabulary:
-            binding = (self.hard_rules[:, None] >> RULE_BITS["vocabulary"]) & 1
-            need = need + (self.owed[self._meaning(after)] * binding).float()
-        return need
-
-    def is_late(self, step: int) -> bool:
-        """Whether some study may be short of tokens for what it still must write."""
-        return self.settings.max_new_tokens - step - 1 <= self.latest
-
-    def late(self, step: int) -> Tensor:
-        """Which studies (B,) may be."""
-        return self.settings.max_new_tokens - step - 1 <= self.last_calls
-
-    def _goes_on(self, state: Tracked, missing: Tensor) -> Tensor:
-        """Whether a missing required term is under way, by however few letters."""
-        return (self.going[self._meaning(state)] & self._countable(state, missing)) != 0
-
-    def _denial_need(self, state: Tracked, missing: Tensor) -> Tensor:
-        """Tokens to the end of the denial that a forbidden term asks for.
-
-        Right behind the term it is one token, that makes it another word; none if that goes on with a missing required
-        term.
-        """
-        plain = self.plain[state.assertion]
-        goes_on = self._goes_on(state, missing)
-        term_ends = ((self.events[self._meaning(state)] & FORBIDDEN) != 0) & ~goes_on
-        need = torch.where(plain, term_ends.float(), self.to_deny[state.assertion])
-        return need * ~self.free[:, None]
-
-    def pending(self, state: Tracked) -> Tensor:
-        """Bits of the terms that end here, if a boundary follows."""
-        if state.ended is None:
-            here = self.meets[self._meaning(state)]
-            here = here & (self.unnegated_bits[state.assertion] | self.any_bits_column)
-            if self.has_frame or self.has_order:
-                here = self._ready(here, state.met, state.frame)[0] & ~state.met
-            state.ended = here
-        return state.ended
-
-    def _breaks_at_end(self, state: Tracked) -> Tensor:
-        """Whether a text that ends here asserts what it must not."""
-        events_width, classes_width = self.assertion_shape
-        move = (state.assertion * events_width + self.events[self._meaning(state)]) * classes_width + STOP
-        return self.broken[self.assertion_moves[move]]
 
     def advancing(self, state: Tracked, step: int) -> Tensor | None:
         """Tokens that begin or carry on a missing required term, or end the sentence before it, or that the text's

@@ -25,6 +25,8 @@ from peft import PeftModel, PeftType
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from vlm.compat import cache_argument
+from vlm.generation.packing import PackedLayers, packed_layers
 from vlm.types import InputError
 
 ATTENTION = ("eager", "sdpa")
@@ -228,8 +230,9 @@ class HuggingFaceStepper:
         count = config.num_hidden_layers
         pairs: list[tuple[Tensor, Tensor] | None] = [*before] if before else [None] * count
         self.layers = [TreeLayer(self.slots, pair) for pair in pairs]
-        self.cache = Cache(layers=list(self.layers))
+        self.cached: dict[str, Any] = {cache_argument(model): Cache(layers=list(self.layers))}
         self.dtype: torch.dtype = model.dtype
+        self.packed: PackedLayers | None = None  # made at the first step
 
     def prefill(self) -> Tensor:
         """Logits after the prompt, (B, V) float32."""
@@ -239,8 +242,8 @@ class HuggingFaceStepper:
             inputs_embeds=self.inputs_embeds,
             attention_mask=self.attention_mask,
             position_ids=positions[:, self.ahead :],
-            past_key_values=self.cache,
             use_cache=True,
+            **self.cached,
             logits_to_keep=1,
         )
         return output.logits[:, -1].float()
@@ -249,13 +252,16 @@ class HuggingFaceStepper:
         """Logits after one more token a beam, (B, K, V) float32."""
         self.slots.advance(parents)
         position = self.slots.lengths + self.slots.depth - 1
-        output = self.model(
-            input_ids=tokens,
-            attention_mask=self._mask(),
-            position_ids=position[:, None].expand_as(tokens),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        if self.packed is None:
+            self.packed = packed_layers(self.model)
+        with self.packed.in_place():
+            output = self.model(
+                input_ids=tokens,
+                attention_mask=self._mask(),
+                position_ids=position[:, None].expand_as(tokens),
+                use_cache=True,
+                **self.cached,
+            )
         return output.logits.float()
 
     def _mask(self) -> Tensor | dict[str, Tensor]:

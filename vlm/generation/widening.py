@@ -24,8 +24,8 @@ def computed_in(weight: Tensor) -> torch.dtype:
 
 
 def stamp_of(model: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Changes when a weight does."""
-    return tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters())
+    """Changes when a weight does; tensors made in inference mode don't count their changes."""
+    return tuple((p.data_ptr(), -1 if p.is_inference() else p._version) for p in model.parameters())
 
 
 def widened(model: Any) -> Any:

@@ -34,6 +34,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from vlm.compat import cache_argument
+
 TYPES = ("lora", "dora", "rslora", "ia3", "adalora", "prefix")
 """Adapters by the name that a configuration gives them."""
 
@@ -159,7 +161,7 @@ def _key_shape(model: PreTrainedModel) -> tuple[int, int, int]:
     training = model.training
     model.eval()
     with torch.no_grad():
-        model(input_ids=ids, past_key_values=cache, use_cache=True)
+        model(input_ids=ids, use_cache=True, **{cache_argument(model): cache})
     model.train(training)
     shapes = {tuple(layer.keys.shape[1::2]) for layer in cache.layers}  # type: ignore[union-attr]
     if len(shapes) != 1:

@@ -32,6 +32,7 @@ from transformers import (
 )  # fmt: skip
 from transformers.utils import cached_file
 
+from vlm.compat import cache_argument
 from vlm.models.adapters import virtual_tokens
 from vlm.types import InputError
 
@@ -299,7 +300,7 @@ class LanguageModel(nn.Module):
                 cache.update(keys.to(inputs.dtype), values.to(inputs.dtype), layer)
             tokens = virtual[0][0].shape[2]
             mask = torch.cat([mask.new_ones(len(mask), tokens), mask], dim=1)
-            positions, extra = positions + tokens, {"past_key_values": cache}
+            positions, extra = positions + tokens, {cache_argument(self.model): cache}
         index = (labels.flatten() != -100).nonzero(as_tuple=True)[0]
         start, count = prefix.shape[1] - 1, report_ids.shape[1]
 

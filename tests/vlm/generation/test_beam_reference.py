@@ -9,9 +9,15 @@ import pytest
 import torch
 from generation_models import FAMILIES, VOCABULARY, tiny
 
+from vlm.generation import packing
 from vlm.generation.beam_search import BeamSettings, beam_search
 
 load = cache(tiny)
+
+
+@pytest.fixture(autouse=True)
+def small_layers_are_packed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "SMALLEST", 1)
 
 
 def padded_prompt(model: torch.nn.Module, batch: int, draw: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
