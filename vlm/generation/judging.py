@@ -8,8 +8,8 @@ one or beside a box, or on a side where no box of the finding lies. Contradictio
 what it paid before.
 
 A side is read earlier, at the word that names it or the finding, and so is a denial of what was seen, at the state that
-denies it ("heart size within normal ..."): when the sentence has ended, every beam may have taken the wrong one. Such a
-denial cuts its beam wherever another one is left. Texts are read at those tokens only, and the best offers of a step
+denies it ("heart size within normal ..."): when the sentence has ended, every beam may have taken the wrong one. A side
+where no box of the finding lies and such a denial cut their beam wherever another one is left. Texts are read at those tokens only, and the best offers of a step
 only; what was read is remembered.
 """
 
@@ -74,8 +74,8 @@ class EvidenceJudge:
         if key not in self._paid:
             if len(self._paid) >= MOST_KEPT:
                 self._paid.clear()
-            count, denials = self._read(text, finished)
-            self._paid[key] = self.weight * count + FORBIDDING * denials
+            count, grave = self._read(text, finished)
+            self._paid[key] = self.weight * count + FORBIDDING * grave
         return self._paid[key]
 
     def count(self, text: str, finished: bool) -> int:
@@ -83,24 +83,20 @@ class EvidenceJudge:
         return self._read(text, finished)[0]
 
     def _read(self, text: str, finished: bool) -> tuple[int, int]:
-        """Contradictions of a text, and how many of them deny what was seen."""
+        """Contradictions of a text, and how many of them deny what was seen or put it on the other side."""
         mentions = share_sides(self.structurer.reader.read(self.before + text, self.section))
-        last = len(split_sentences(self.before + text)) - 1
-        settled, under_way = mentions, []
-        if not finished:
-            settled = [m for m in mentions if m.sentence < last]
-            under_way = [m for m in mentions if m.sentence == last]
-        wrong = {
-            (m.sentence, s.label, s.certainty) for m in settled for s in self._said(m) if s.verdict < 0
-        }  # a label once a sentence, however many words say it
-        wrong |= {
-            (m.sentence, s.label, s.certainty)
-            for m in under_way
-            for s in self._said(m)
-            if s.swapped or (s.verdict < 0 and s.certainty is Certainty.ABSENT)
-        }
-        denials = sum(certainty is Certainty.ABSENT for _, _, certainty in wrong)
-        return len(wrong) + len(contradictions(settled, self.structurer.graph)), denials
+        # The sentence that goes on.
+        open_at = None if finished else len(split_sentences(self.before + text)) - 1
+        settled = [m for m in mentions if m.sentence != open_at]
+        wrong: dict[tuple[int, str, Certainty], bool] = {}  # a label once a sentence, however many words say it
+        for mention in mentions:
+            for said in self._said(mention):
+                grave = said.swapped or (said.verdict < 0 and said.certainty is Certainty.ABSENT)
+                if grave or (said.verdict < 0 and mention.sentence != open_at):
+                    key = (mention.sentence, said.label, said.certainty)
+                    wrong[key] = wrong.get(key, False) or grave
+        inside = len(contradictions(settled, self.structurer.graph))
+        return len(wrong) + inside, sum(wrong.values())
 
     def _said(self, mention: Mention) -> list[Any]:
         return [
