@@ -110,6 +110,7 @@ class Estimate:
         self.weightless, self.facts, self.dtype, self.device = weightless, facts, dtype, device
         self.model, self.config = weightless.model, weightless.config
         self.model.language.recompute = self.config.training.gradient_checkpointing
+        self.model.language.attend(device, dtype)
         self.world = self.config.training.processes or 1
         self.weights = weight_bytes(self.model)
         self.cached = False  # whether features of an earlier stage are still kept

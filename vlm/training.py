@@ -100,6 +100,7 @@ class Run:
             return_blocks()
         self.main = self.accelerator.is_main_process
         self.dtype = autocast_dtype(config.training.dtype, self.device)
+        self.model.language.attend(self.device.type, self.dtype)
         self.builder = ExampleBuilder(
             config.data, checkpoint.labels, config.model.detection.labels, checkpoint.graph, checkpoint.tokenizer,
             config.training.loss.concept_weight, view=config.model.knowledge.view,
@@ -121,7 +122,7 @@ class Run:
         self.sharded = config.training.shard is True or self.accelerator.distributed_type == DistributedType.FSDP
         if self.sharded:
             shard_model(self.model, self.step, self.device)
-        zero = zero_settings(config.training, self.accelerator)
+        zero = zero_settings(config, self.accelerator)
         self.zero = Zero(self.step, zero, config.training.clip) if zero else None
         self.cache: FeatureCache | None = None
         self.stop = Stop()

@@ -19,18 +19,19 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from vlm.config import Training
+from vlm.config import Config
 from vlm.models.language import decoder_layers
 from vlm.steps import TrainStep
 from vlm.types import InputError
 
 
-def zero_settings(training: Training, accelerator: Accelerator) -> dict[str, Any] | None:
+def zero_settings(config: Config, accelerator: Accelerator) -> dict[str, Any] | None:
     """DeepSpeed's `zero_optimization`, by the launch file or by `training.shard`; None where neither asks for it.
 
     Raises:
         InputError: asked for, and not to be had.
     """
+    training = config.training
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         asked: dict[str, Any] = dict(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"])
     elif isinstance(training.shard, str):
@@ -42,6 +43,8 @@ def zero_settings(training: Training, accelerator: Accelerator) -> dict[str, Any
     _deepspeed()
     if asked["stage"] == 3 and training.ema:
         raise InputError("training.ema: no average of weights that ZeRO-3 shares out; set it to 0 or use zero2")
+    if config.model.language.adapter.type == "adalora":
+        raise InputError("model.language.adapter.type: adalora needs whole gradients, which ZeRO has not; take lora")
     return asked
 
 

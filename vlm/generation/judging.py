@@ -9,8 +9,8 @@ what it paid before.
 
 A side is read earlier, at the word that names it or the finding, and so is a denial of what was seen, at the state that
 denies it ("heart size within normal ..."): when the sentence has ended, every beam may have taken the wrong one. A side
-where no box of the finding lies and such a denial cut their beam wherever another one is left. Texts are read at those tokens only, and the best offers of a step
-only; what was read is remembered.
+where no box of the finding lies and such a denial cut their beam wherever another one is left. Texts are read at those
+tokens only, and the best offers of a step only; what was read is remembered.
 """
 
 from __future__ import annotations

@@ -70,7 +70,6 @@ def load_language_model(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "local_files_only": local}
     try:
         config = AutoConfig.from_pretrained(path, **options)
-        # Eager attention: on CPUs its backward is faster in bf16, and prefix lengths make every mask a full one anyway.
         model = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=getattr(torch, dtype), attn_implementation="eager", use_safetensors=True,
             quantization_config=_quantization(quantize, dtype), **options,
@@ -262,6 +261,18 @@ class LanguageModel(nn.Module):
     def base(self) -> nn.Module:
         """The causal LM inside PEFT's wrapper, its adapter layers in place."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def attend(self, device: str, dtype: torch.dtype | None) -> None:
+        """Chooses the attention that learns fastest: torch's fused one, or transformers' eager one where the backward
+        pass of the fused one is slower (bfloat16 on CPUs) or leaves something out (soft-capped scores).
+
+        Args:
+            device: "cpu" or "cuda". dtype: of autocast, or None.
+        """
+        base: Any = self.base
+        capped = base.config.get_text_config().to_dict().get("attn_logit_softcapping") is not None
+        narrow = device == "cpu" and (dtype or next(base.parameters()).dtype) != torch.float32
+        base.set_attn_implementation("eager" if narrow or capped or not base._supports_sdpa else "sdpa")
 
     def embed(self, ids: Tensor) -> Tensor:
         """(B, N) -> (B, N, L)."""
