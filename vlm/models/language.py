@@ -89,7 +89,15 @@ def load_language_model(
             if type(module).__name__ == "Linear4bit":
                 # On CPUs it would repack its weights for bf16 at the first evaluation and round otherwise from then on.
                 module.support_avx512bf16_for_cpu = False
+        _let_file_go(model)
     return model, tokenizer
+
+
+def _let_file_go(model: nn.Module) -> None:
+    """What was not packed still looks into the mapped file, and one such weight keeps all of its pages in memory."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
 
 
 def origin(base: nn.Module) -> tuple[str, str | None]:
