@@ -236,9 +236,10 @@ class Bench:
                     parameter.data = parameter.data.to(torch.bfloat16)
         out = self.folder / name.replace(", ", "-")
         out.mkdir()
-        loop = training.StageLoop(
-            training.Run(checkpoint.config, checkpoint, out), 0, checkpoint.config.training.stages[0], None
-        )
+        run = training.Run(checkpoint.config, checkpoint, out)
+        begun = time.process_time()
+        loop = training.StageLoop(run, 0, checkpoint.config.training.stages[0], None)
+        self.once.setdefault("features", time.process_time() - begun)
         times = self.times.setdefault(name, Times())
         _watch(loop, times.parts)
 
@@ -307,6 +308,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4, help="over which what is computed once is spread")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--quick", action="store_true", help="32 studies, one round")
+    parser.add_argument("--ends", action="store_true", help="only plain and ours, nothing between")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     if arguments.quick:
@@ -315,10 +317,10 @@ def main() -> None:
     calm_libraries()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments, Path(folder))
-        ladder = [frozenset(LADDER[:n]) for n in range(len(LADDER) + 1)]
+        ladder = [frozenset(LADDER[:n]) for n in range(1 if arguments.ends else len(LADDER) + 1)]
         ways = {_name(chosen): bench.peer(chosen) for chosen in ladder}
         ways["ours"] = bench.ours()
-        if bench.dtype is not None:
+        if bench.dtype is not None and not arguments.ends:
             ways["ours, bf16"] = bench.ours(half=True)
         for number in rounds(ways, arguments.rounds + 1):
             if number == 0:  # the first of each warms up

@@ -340,7 +340,7 @@ class Training(Strict):
     trackers: tuple[str, ...] = Field(
         default=(), description="by their names in Accelerate: tensorboard, wandb, mlflow, ..."
     )
-    shard: bool | Literal["zero2", "zero3"] = Field(
+    shard: Literal[False, True, "zero2", "zero3"] = Field(
         default=False,
         description="share weights out over the processes: true for torch's fully_shard; zero2 and zero3 by DeepSpeed",
     )

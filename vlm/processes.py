@@ -57,6 +57,8 @@ def make_accelerator(settings: Training) -> Accelerator:
                 DistributedDataParallelKwargs(find_unused_parameters=True),
             ],
         )
+    except ImportError as error:
+        raise InputError(f"what the launch file asks for is not installed: {_line(error)}") from None
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes of this run cannot reach one another: {_line(error)}") from None
     running = accelerator.num_processes

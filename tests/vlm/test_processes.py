@@ -128,6 +128,19 @@ def test_a_launcher_that_starts_too_few_is_found_out(language_folder: Path, tmp_
     assert "training.shard: shares out over processes" in result.stderr
     result = vlm("train", str(path), "--out", str(tmp_path / "run"), ACCELERATE_USE_FSDP="true")
     assert "the launch file asks for FSDP, which Accelerate ignores here" in result.stderr
+    result = vlm("train", str(path), "--out", str(tmp_path / "run"), "--set", "training.shard=zero4")
+    assert result.returncode == 2
+    assert "training.shard: Input should be False, True, 'zero2' or 'zero3'" in " ".join(result.stderr.split())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
+def test_zero_without_deepspeed_says_what_to_install(language_folder: Path, tmp_path: Path) -> None:
+    path = write_config(language_folder, tmp_path)
+    result = vlm("train", str(path), "--out", str(tmp_path / "run"), "--set", "training.shard=zero2", launcher=TWO)
+    assert "error: ZeRO needs DeepSpeed: pip install deepspeed" in result.stderr
+    result = vlm("train", str(path), "--out", str(tmp_path / "run"), ACCELERATE_USE_DEEPSPEED="true")
+    assert result.returncode == 2
+    assert "what the launch file asks for is not installed" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
