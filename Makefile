@@ -4,12 +4,15 @@
 # PIP_ARGS="..."         passed on to pip, for instance --extra-index-url https://download.pytorch.org/whl/cpu for a torch
 #                        without CUDA (a far smaller download)
 # DEMO_ARGS="--n 12"     passed on to `vlm demo`; PYTEST_ARGS="tests/knowledge" passed on to pytest
+# WORKERS=4              processes that run tests side by side, each with one thread and up to 2 GB (default 2)
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
@@ -46,10 +49,10 @@ demo: $(VENV)/.installed
 	@$(BIN)/vlm demo --out demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "slow or not slow" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .

@@ -8,20 +8,17 @@ any number of processes, and no study is done twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from vlm.data.phantoms.chest_ct import write_phantom
-from vlm.data.slices import Score
-from vlm.data.sources import read_studies
-from vlm.data.windows import window_of
 from vlm.demo_scores import ScoreRow, score_demo
 from vlm.pipeline import FailedStudy, Pipeline
 from vlm.report_folder import REPORTS, SPOOL, Job, ReportFolder, claim, finish, join_parts
 from vlm.team import Team
-from vlm.types import InputError, Report, Study
+from vlm.types import Report, Study
 
-__all__ = ["Job", "Outcome", "gather_studies", "run_batch", "run_demo", "score_demo"]
+__all__ = ["Job", "Outcome", "run_batch", "run_demo", "score_demo"]
 
 Watch = Callable[[Study, Report | FailedStudy | None], None]
 
@@ -42,45 +39,6 @@ class Outcome:
     failed: list[FailedStudy]
     page: Path
     reports_file: Path
-
-
-def gather_studies(
-    paths: Sequence[Path],
-    format: str = "auto",
-    split: str | None = None,
-    window: str | None = None,
-    limit: int | None = None,
-    slices: str | None = None,
-    score: Score | None = None,
-) -> list[Study]:
-    """Reads the studies of several paths; ids that two paths share are told apart by a number.
-
-    Args:
-        paths: files and folders, as `vlm.data.sources.read_studies` takes them.
-        format, split: passed on.
-        window: "CENTRE/WIDTH" or a name of `vlm.data.windows.WINDOWS`, for every image that has Hounsfield units.
-        limit: keep the first so many.
-        slices, score: which slices of volumes are kept (`vlm.data.slices`), by the same window.
-
-    Raises:
-        InputError: a path that cannot be read, an unknown window, no study.
-    """
-    window_pair = None if window is None else window_of(window)
-    windowed = None if score is None else lambda image: score(replace(image, window=window_pair or image.window))
-    studies: list[Study] = []
-    taken: set[str] = set()
-    for path in dict.fromkeys(paths):
-        for study in read_studies(path, format, split, slices, windowed):
-            name, number = study.id, 2
-            while name in taken:
-                name, number = f"{study.id}-{number}", number + 1
-            taken.add(name)
-            images = study.images if window_pair is None else [replace(i, window=window_pair) for i in study.images]
-            studies.append(replace(study, id=name, images=images))
-    if not studies:
-        part = f" of split {split!r}" if split else ""
-        raise InputError(f"{', '.join(map(str, paths))}: no studies{part} found")
-    return studies if limit is None else studies[:limit]
 
 
 def run_batch(

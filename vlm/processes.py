@@ -35,7 +35,7 @@ from vlm.config import Training
 from vlm.models.language import decoder_layers
 from vlm.models.report_generator import ReportGenerator
 from vlm.types import InputError
-from vlm.zero import zero_gathered
+from vlm.zero import make_shareable, zero_gathered
 
 
 def make_accelerator(settings: Training) -> Accelerator:
@@ -137,14 +137,9 @@ def shard_model(model: ReportGenerator, step: nn.Module, device: torch.device) -
         model: the composer. step: the module around it whose forward is a training step. device: of this process.
 
     Raises:
-        InputError: no launcher, or a base held in few bits.
+        InputError: as `make_shareable`.
     """
-    if not dist.is_initialized():
-        raise InputError("training.shard: shares out over processes; start them with accelerate launch or torchrun")
-    if any(not p.is_floating_point() for p in model.parameters()):
-        raise InputError("training.shard: can't share out a language model that is held in 4 or 8 bits")
-    # Sharding takes no channels-last weights.
-    step.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    make_shareable(step)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for layer in decoder_layers(model.language.base):
         fully_shard(layer, mesh=mesh)
@@ -152,17 +147,13 @@ def shard_model(model: ReportGenerator, step: nn.Module, device: torch.device) -
 
 
 @contextmanager
-def gathered(*modules: nn.Module, change: bool = False) -> Iterator[None]:
-    """While the block runs, every process holds all weights of sharded modules; others are left as they are.
-
-    Args:
-        change: under ZeRO-3 the first process's changes are told to the others.
-    """
-    sharded = [m for module in modules for m in module.modules() if isinstance(m, FSDPModule)]
+def gathered(module: nn.Module) -> Iterator[None]:
+    """While the block runs, every process holds all weights of a sharded module; others are left as they are."""
+    sharded = [m for m in module.modules() if isinstance(m, FSDPModule)]
     for module in sharded:
         module.unshard()
     try:
-        with zero_gathered(modules, change):
+        with zero_gathered(module):
             yield
     finally:
         for module in sharded:

@@ -150,11 +150,11 @@ def restore(
             assign(average.values[i], tensors[f"average.{i}"])  # type: ignore[union-attr]
     ranks = {n.removeprefix("allocator."): t for n, t in tensors.items() if n.startswith("allocator.")}
     restore_allocator(model.language.model, ranks)
-    if optimizer is not None and any(n.startswith("zero.") for n in tensors):
-        raise InputError(
-            "the saved state is of a run under DeepSpeed: go on in that way, or start anew with --no-resume"
-        )
     if optimizer is not None:
+        if any(n.startswith("zero.") for n in tensors):
+            raise InputError(
+                "the saved state is of a run under DeepSpeed: go on in that way, or start anew with --no-resume"
+            )
         state: dict[int, dict[str, Tensor]] = {}
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for name, value in tensors.items():

@@ -72,7 +72,7 @@ from vlm.training_data import (
 from vlm.types import InputError, StudyBatch
 from vlm.validation import Validator, kept_calibration
 from vlm.watching import WRITTEN_METRICS, Scribe, Trackers, check_choice, check_trackers, keep_samples
-from vlm.zero import Zero, zero_settings
+from vlm.zero import Zero, zero_gathered, zero_settings
 
 IMAGE_PARTS = {"vision", "pyramid", "knowledge", "detection"}
 
@@ -96,7 +96,7 @@ class Run:
         self.device = self.accelerator.device
         self.model = checkpoint.model.to(self.device)
         self.model.language.recompute = config.training.gradient_checkpointing
-        if config.training.gradient_checkpointing:
+        if config.training.gradient_checkpointing and self.device.type == "cpu":
             return_blocks()
         self.main = self.accelerator.is_main_process
         self.dtype = autocast_dtype(config.training.dtype, self.device)
@@ -133,11 +133,6 @@ class Run:
     def in_parts(self) -> bool:
         """Whether a process holds a part of the weights alone."""
         return self.sharded or (self.zero is not None and self.zero.shares_weights)
-
-    @property
-    def zero_modules(self) -> tuple[TrainStep, ...]:
-        """What ZeRO-3 shares out: whole where all of it is read or set by name."""
-        return (self.step,) if self.zero is not None else ()
 
     @cached_property
     def scribe(self) -> Scribe:
@@ -261,7 +256,7 @@ class StageLoop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.run.zero is not None:
             self.run.zero.end()
-        with gathered(*self.run.zero_modules, change=True):
+        with zero_gathered(self.run.step, change=True):
             put_back(self.run.model, self.best)
         self.position = Position(stage=self.number + 1)
         self._write(Position(stage=self.number + 1), last=True)
@@ -401,7 +396,7 @@ class StageLoop:
         # Without validation there is nothing to choose by: the last epoch stands.
         if score > self.position.best_score or not self.best or not self.run.validator.examples:
             self.position.best_score, self.position.best_metrics, self.position.worse = score, metrics, 0
-            with gathered(*self.run.zero_modules):
+            with zero_gathered(self.run.step):
                 self.best = snapshot(self.run.model, self.groups)
         else:
             self.position.worse += 1
@@ -448,7 +443,7 @@ class StageLoop:
     def _write(self, position: Position, last: bool = False) -> None:
         """Every process gives its part of sharded tensors, the first one writes."""
         run, keep = self.run, self.run.config.training.keep
-        with gathered(*run.zero_modules):
+        with zero_gathered(run.step):
             if last:
                 save_state(run.out, position, run.model, None, None, {}, keep, run.main)
             else:
@@ -523,7 +518,7 @@ def whole_state(run: Run) -> dict[str, Tensor] | None:
     """All weights of a sharded model, on every process; None when nothing is sharded."""
     if not run.in_parts:
         return None
-    with gathered(*run.zero_modules):
+    with zero_gathered(run.step):
         return {name: whole(value).detach().cpu().clone() for name, value in run.model.state_dict().items()}
 
 

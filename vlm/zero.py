@@ -38,14 +38,24 @@ def zero_settings(config: Config, accelerator: Accelerator) -> dict[str, Any] | 
         asked = {"stage": int(training.shard.removeprefix("zero"))}
     else:
         return None
-    if not dist.is_initialized():
-        raise InputError("training.shard: shares out over processes; start them with accelerate launch or torchrun")
-    _deepspeed()
     if asked["stage"] == 3 and training.ema:
         raise InputError("training.ema: no average of weights that ZeRO-3 shares out; set it to 0 or use zero2")
     if config.model.language.adapter.type == "adalora":
         raise InputError("model.language.adapter.type: adalora needs whole gradients, which ZeRO has not; take lora")
     return asked
+
+
+def make_shareable(step: nn.Module) -> None:
+    """Lays weights out as sharing over processes needs them: it takes no channels-last ones.
+
+    Raises:
+        InputError: no launcher, or a base held in few bits.
+    """
+    if not dist.is_initialized():
+        raise InputError("training.shard: shares out over processes; start them with accelerate launch or torchrun")
+    if any(not p.is_floating_point() for p in step.parameters()):
+        raise InputError("training.shard: can't share out a language model that is held in 4 or 8 bits")
+    step.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 class Zero:
@@ -55,13 +65,12 @@ class Zero:
         step: what is trained. settings: DeepSpeed's `zero_optimization`. clip: norm of the gradients.
 
     Raises:
-        InputError: the model holds weights that can't be shared out.
+        InputError: as `make_shareable`, or DeepSpeed is not installed.
     """
 
     def __init__(self, step: TrainStep, settings: dict[str, Any], clip: float) -> None:
-        if any(not p.is_floating_point() for p in step.parameters()):
-            raise InputError("DeepSpeed: can't share out a language model that is held in 4 or 8 bits")
-        step.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload] # flat parts know no channels-last
+        make_shareable(step)
+        _deepspeed()
         # What is fetched and let go must not hang on a trace of the step before: processes have unlike batches.
         calm = {"max_reuse_distance": 0, "prefetch_bucket_size": 0, "param_persistence_threshold": 0}
         if settings["stage"] == 3:
@@ -161,13 +170,13 @@ class Zero:
 
 
 @contextmanager
-def zero_gathered(modules: tuple[nn.Module, ...], change: bool) -> Iterator[None]:
-    """While the block runs, every process holds all weights that ZeRO-3 shares out.
+def zero_gathered(module: nn.Module, change: bool = False) -> Iterator[None]:
+    """While the block runs, every process holds all weights that ZeRO-3 shares out, if it does.
 
     Args:
         change: what the first process changes in the block is told to the others.
     """
-    shared = [p for module in modules for p in module.parameters() if hasattr(p, "ds_id")]
+    shared = [p for p in module.parameters() if hasattr(p, "ds_id")]
     if not shared:
         yield
         return

@@ -14,9 +14,9 @@ from tiny import draw_study, tiny_config, write_language
 
 from vlm.adapter_folder import export_adapter
 from vlm.assembly import starting_point
-from vlm.batch import gather_studies
 from vlm.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vlm.cli.main import main
+from vlm.data.sources import gather_studies
 from vlm.ensemble import check_members, fuse_boxes, join_seen, load_members
 from vlm.export.jsonl import report_to_dict
 from vlm.generation.beam_search import beam_search

@@ -65,10 +65,10 @@ def _run(console: Console, config: Path, overrides: list[str], start: Path | Non
     from vlm.cli.progress import calm_libraries
     from vlm.config import load_config
 
+    resolved = load_config(config, overrides)  # before the models' libraries, which take seconds to load
     calm_libraries()
     from vlm.fitting import estimate_run, propose, room_at_hand
 
-    resolved = load_config(config, overrides)
     room = room_at_hand(limit)
     need = estimate_run(resolved, start, room.gpu)
     show_need(console, need, room)

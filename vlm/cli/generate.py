@@ -81,26 +81,29 @@ def generate(
     from rich.console import Console
 
     from vlm.cli.progress import calm_libraries, watching
-
-    calm_libraries()
-    from vlm.batch import Job, gather_studies, run_batch
     from vlm.data.slices import SliceRule
+    from vlm.data.sources import gather_studies
     from vlm.generation.constraints import Constraints
+
+    # What can be wrong with the words of the call is said before the models' libraries are loaded, which takes seconds.
+    rule = None if slices is None else SliceRule.parse(slices)
+    given = None if constraints is None else Constraints.load(constraints)
+    ranks = rule is not None and rule.kind == "mls"
+    studies = [] if ranks else gather_studies(paths, format, split, window, limit, slices)
+    calm_libraries()
+    from vlm.batch import Job, run_batch
     from vlm.pipeline import GenerationSettings, Pipeline
     from vlm.team import Team
 
-    rule = None if slices is None else SliceRule.parse(slices)
     settings = GenerationSettings(
         tuple(must or ()), tuple(must_not or ()), num_beams=_width(num_beams), batch_size=batch_size,
         max_views=None if rule is None else rule.most, abstain=abstain, decoding=decoding, temperature=temperature,
         top_p=top_p, seed=seed, num_reports=num_reports, trace=trace,
-        explain=explain,
-        constraints=None if constraints is None else Constraints.load(constraints),
+        explain=explain, constraints=given,
     )  # fmt: skip
-    ranked = Pipeline.load(checkpoint, adapter) if rule is not None and rule.kind == "mls" else None
-    score = None if ranked is None else ranked.lesion_score
-    studies = gather_studies(paths, format, split, window, limit, slices, score)
-    pipeline = ranked or Pipeline.load(checkpoint, adapter)
+    pipeline = Pipeline.load(checkpoint, adapter)
+    if ranks:
+        studies = gather_studies(paths, format, split, window, limit, slices, pipeline.lesion_score)
     job = Job(out, settings, window, slices, fhir, dicom_sr, overwrite)
     team = Team.join()
     try:

@@ -54,7 +54,7 @@ def select(
     from vlm.cli.progress import calm_libraries, watching
 
     calm_libraries()
-    from vlm.batch import gather_studies
+    from vlm.data.sources import gather_studies
     from vlm.selecting.listing import check_out, write_list
     from vlm.selecting.looking import Committee
     from vlm.selecting.picking import check_strategy, kept_beside, labelled_to_see, make_pool

@@ -37,15 +37,15 @@ def train(
     from rich.console import Console
 
     from vlm.cli.progress import calm_libraries
+    from vlm.config import load_config
 
+    console = Console()
+    resolved = load_config(config, set_ or [], data)  # before the models' libraries, which take seconds to load
     calm_libraries()
     from vlm.assembly import starting_point
-    from vlm.config import load_config
     from vlm.training import Interrupted
     from vlm.training import train as run
 
-    console = Console()
-    resolved = load_config(config, set_ or [], data)
     out = out or Path("runs") / config.stem
     if dry_run:
         from vlm.cli.doctor import dry_run as shown

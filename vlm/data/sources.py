@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlm.data.layouts.coco import is_coco, read_coco
@@ -25,6 +25,7 @@ from vlm.data.layouts.slake import is_slake, read_slake
 from vlm.data.layouts.tabular import is_list, read_list
 from vlm.data.prepared import is_prepared, read_prepared
 from vlm.data.slices import Score, SliceRule, keep_slices
+from vlm.data.windows import window_of
 from vlm.types import InputError, Study
 
 HEAD = 1 << 16
@@ -83,6 +84,45 @@ def read_studies(
         listed = ", ".join(f"{name} ({n})" for name, n in there.most_common(8))
         raise InputError(f"{path}: has no study in split {split!r}; it has {listed}")
     return [keep_slices(s, rule, score) for s in chosen]
+
+
+def gather_studies(
+    paths: Sequence[Path],
+    format: str = "auto",
+    split: str | None = None,
+    window: str | None = None,
+    limit: int | None = None,
+    slices: str | None = None,
+    score: Score | None = None,
+) -> list[Study]:
+    """Reads the studies of several paths; ids that two paths share are told apart by a number.
+
+    Args:
+        paths: files and folders, as `read_studies` takes them.
+        format, split: passed on.
+        window: "CENTRE/WIDTH" or a name of `vlm.data.windows.WINDOWS`, for every image that has Hounsfield units.
+        limit: keep the first so many.
+        slices, score: which slices of volumes are kept (`vlm.data.slices`), by the same window.
+
+    Raises:
+        InputError: a path that cannot be read, an unknown window, no study.
+    """
+    window_pair = None if window is None else window_of(window)
+    windowed = None if score is None else lambda image: score(replace(image, window=window_pair or image.window))
+    studies: list[Study] = []
+    taken: set[str] = set()
+    for path in dict.fromkeys(paths):
+        for study in read_studies(path, format, split, slices, windowed):
+            name, number = study.id, 2
+            while name in taken:
+                name, number = f"{study.id}-{number}", number + 1
+            taken.add(name)
+            images = study.images if window_pair is None else [replace(i, window=window_pair) for i in study.images]
+            studies.append(replace(study, id=name, images=images))
+    if not studies:
+        part = f" of split {split!r}" if split else ""
+        raise InputError(f"{', '.join(map(str, paths))}: no studies{part} found")
+    return studies if limit is None else studies[:limit]
 
 
 def layout_of(path: Path, format: str = "auto") -> Layout:

@@ -87,8 +87,8 @@ def test_a_run_that_does_not_fit_is_told_what_would(small: Path, capsys: pytest.
     shown = capsys.readouterr().out
     assert "its tokenizer is not at hand" in shown
     assert "does not fit" in shown
-    most = next(line for line in shown.splitlines() if "not enough:" in line and "accumulate=8" in line)
-    assert "--set training.stages.0.batch_size=1 --set training.stages.0.accumulate=8" in most
+    smallest = "--set data.max_views=1 --set training.stages.0.batch_size=1 --set training.stages.0.accumulate=8"
+    assert f"not enough: {smallest}" in shown
 
 
 @pytest.mark.parametrize(

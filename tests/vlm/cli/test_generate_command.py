@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from tiny import draw_study
 
-from vlm.batch import Job, gather_studies, run_batch
+from vlm.batch import Job, run_batch
 from vlm.cli.main import main
+from vlm.data.sources import gather_studies
 from vlm.export.html import read_entries
 from vlm.pipeline import FailedStudy, GenerationSettings, Pipeline
 from vlm.report_folder import ReportFolder, claim
