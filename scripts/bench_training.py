@@ -10,13 +10,14 @@ falls on all of them. Ways between the two differ in one thing more each, which 
     + buckets    batches of like length
     + labelled   logits of the labelled positions alone
     + eager      eager attention, which our loop takes in bf16 on CPUs alone
-    ours         `vlm train`'s own loop, which does all that helps, and whose drop-out draws its numbers at less cost
+    ours         `vlm train`'s own loop, which does all that helps; a LoRA layer is one operation in it, and drop-out,
+                 in attention too, takes less
     ours, bf16   the same with the frozen language model held in bf16; left out where autocast isn't bf16
 
 An epoch holds the same real tokens (of prompts, images and reports, without padding) for all, so tokens a second
 compare like epochs. What is computed once is timed apart and spread over `--epochs`.
 
-    python scripts/bench_training.py --json training.json        # about five minutes on two quiet cores
+    python scripts/bench_training.py --json training.json        # a quarter of an hour on two quiet cores
     python scripts/bench_training.py --quick                     # a look at whether it runs
 """
 
