@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from vlm import losses
 from vlm.checkpoint import MOST_BUNDLED
 from vlm.config import Stage
 from vlm.models.adapters import is_adapter
+from vlm.models.lean_lora import quick_steps
 from vlm.optimization import select_parameters, set_modes
 from vlm.sizing import SetFacts, Shape, heaviest
 from vlm.tally import KERNELS, PRODUCTS, Watch, heap_of
@@ -319,7 +320,10 @@ class Estimate:
         else:
             self.model.eval()
         watch = Watch()
-        with torch.set_grad_enabled(learns):
+        with (
+            torch.set_grad_enabled(learns),
+            quick_steps(self.model.language) if self.device == "cpu" else nullcontext(),
+        ):
             with self._fakes(watch):
                 batch = self._batch(shape, cached, fixed)
                 reads = bool({"report", "reward"} & set(stage.losses))

@@ -36,9 +36,8 @@ from vlm.data.examples import Example, ExampleBuilder
 from vlm.data.replay import replay_plan
 from vlm.data.streaming import StreamedExamples, epoch_plan
 from vlm.models import adapters
-from vlm.models.dropout import QuickDropout
 from vlm.models.language import UNWRITTEN
-from vlm.models.lean_lora import lean_lora
+from vlm.models.lean_lora import quick_steps
 from vlm.optimization import Average, make_optimizer, select_parameters, set_modes, set_rate
 from vlm.processes import (
     Meeting,
@@ -272,7 +271,7 @@ class StageLoop:
         for index in range(position.batch if epoch == position.epoch else 0, len(batches)):
             if position.step >= self.total:
                 break
-            with QuickDropout(), lean_lora(self.run.model.language):
+            with quick_steps(self.run.model.language):
                 terms = self._step(epoch, self._share([examples[i] for i in batches[index]]))
             position.epoch, position.batch, position.step = epoch, index + 1, position.step + 1
             for name, value in terms.items():

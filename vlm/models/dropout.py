@@ -10,12 +10,15 @@ seeds torch has the same drop-out again.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -24,12 +27,16 @@ BLOCKS = 4
 """Of query rows in an attention: each looks no further than its last row does, which halves a causal one's work."""
 
 
-def dropped_at(count: int, p: float) -> Tensor:
-    """Which of `count` elements a drop-out sets to zero, each alone with probability p: ascending positions, int64.
+def dropped_at(input: Tensor, p: float) -> Tensor:
+    """Which elements of a tensor a drop-out sets to zero, each alone with probability p: flat positions, ascending.
 
     Args:
+        input: on the CPU; of a fake tensor, the memory of whose step is estimated, as many positions as expected.
         p: above 0 and below 1.
     """
+    count = input.numel()
+    if isinstance(input, FakeTensor):
+        return input.new_empty(round(count * p), dtype=torch.int64)
     generator = np.random.SFC64(int(torch.randint(2**62, ())))
     expected = count * p
     parts, last = [], -1.0
@@ -54,7 +61,7 @@ def drop(input: Tensor, at: Tensor, p: float) -> Tensor:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, p: float) -> Tensor:
-        at = dropped_at(input.numel(), p)
+        at = dropped_at(input, p)
         ctx.save_for_backward(at)
         ctx.p = p
         return drop(input, at, p)
@@ -94,7 +101,7 @@ class _Attention(torch.autograd.Function):
                 after = torch.ones(end - first, seen, dtype=torch.bool).triu_(first + 1)
                 scores.masked_fill_(after, torch.finfo(scores.dtype).min)
             weights = scores.softmax(-1)
-            at = dropped_at(weights.numel(), p)
+            at = dropped_at(weights, p)
             out[:, :, first:end] = torch.matmul(drop(weights, at, p), v[:, :, :seen])
             kept += [weights, at]
         ctx.save_for_backward(q, k, v, *kept)
@@ -124,9 +131,8 @@ def _blocks(queries: int, keys: int, bias: Tensor | None, causal: bool) -> list[
     for first in range(0, queries, size):
         end = min(first + size, queries)
         seen = min(end, keys) if causal else keys
-        if bias is not None and bias.shape[-1] == keys:
-            part = bias[:, :, first:end] if bias.shape[2] == queries else bias
-            open_to = (part > torch.finfo(bias.dtype).min / 2).any(dim=(0, 1, 2)).nonzero()
+        if bias is not None:
+            open_to = (bias[:, :, first:end] > torch.finfo(bias.dtype).min / 2).any(dim=(0, 1, 2)).nonzero()
             seen = min(seen, int(open_to[-1]) + 1) if len(open_to) else seen
         blocks.append((first, end, seen))
     return blocks
@@ -159,12 +165,32 @@ def attention(
     return _Attention.apply(query, key, value, bias, is_causal, dropout_p)  # type: ignore[no-any-return, no-untyped-call]
 
 
-QUICK: dict[Callable[..., Any], Callable[..., Any]] = {F.dropout: dropout, F.scaled_dot_product_attention: attention}
+QUICK: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.dropout: dropout,
+    F.scaled_dot_product_attention: attention,
+}
 
 
 class QuickDropout(TorchFunctionMode):
     """While it is on, every drop-out of this thread is `dropout`, also those that libraries call themselves, and every
     attention that drops weights is `attention`."""
+
+    _here = threading.local()
+
+    def __enter__(self) -> QuickDropout:
+        QuickDropout._here.depth = getattr(QuickDropout._here, "depth", 0) + 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        super().__exit__(*details)
+        QuickDropout._here.depth -= 1
+
+    @classmethod
+    def again(cls) -> AbstractContextManager[Any]:
+        """For what is computed anew in a backward pass: the drop-out that is on here. torch leaves a mode while it runs
+        what the mode was asked about, and `Tensor.backward` is such a thing."""
+        return QuickDropout() if getattr(cls._here, "depth", 0) else nullcontext()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

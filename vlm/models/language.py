@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from transformers.utils import cached_file
 
 from vlm.compat import cache_argument
 from vlm.models.adapters import virtual_tokens
+from vlm.models.dropout import QuickDropout
 from vlm.types import InputError
 
 SHIPPED_LANGUAGE = Path(__file__).parents[1] / "pretrained" / "language"
@@ -216,9 +217,12 @@ def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
     model through which only the bridge learns.
     """
 
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), QuickDropout.again()
+
     def again(original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return checkpoint(original, *args, use_reentrant=False, **kwargs)
+            return checkpoint(original, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
         return forward
 
