@@ -38,6 +38,7 @@ from vlm.generation.beam_search import BeamSettings, beam_search
 from vlm.generation.compiling import compile_constraints
 from vlm.generation.constraints import Constraints, TermSet
 from vlm.generation.packing import PackedLinear
+from vlm.generation.widening import computed_in
 
 END, PAD = 1, 2
 WIDTH, INNER, LAYERS = 512, 1376, 8
@@ -129,15 +130,16 @@ def timed(run: Callable[[], object], args: argparse.Namespace) -> float:
 def limit_seconds(model: LlamaForCausalLM, args: argparse.Namespace, studies: int, beams: int) -> float:
     """Least time of the new tokens: bytes over measured bandwidth, or operations over the measured product rate."""
     parameters = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
-    size = torch.finfo(model.dtype).bits // 8
     block = torch.ones(64_000_000, device=args.device)
     other = torch.empty_like(block)
     reads = block.nbytes / min(timed(block.sum, args) for _ in range(5))
     copies = 2 * block.nbytes / min(timed(lambda: other.copy_(block), args) for _ in range(5))
-    left = torch.randn(512, 2048, device=args.device, dtype=model.dtype)
-    right = torch.randn(2048, 2048, device=args.device, dtype=model.dtype)
+    kind = computed_in(model.get_input_embeddings().weight)
+    left = torch.randn(512, 2048, device=args.device, dtype=kind)
+    right = torch.randn(2048, 2048, device=args.device, dtype=kind)
     product = PackedLinear(right, None)  # the faster of the products at hand
     fastest = min(timed(run, args) for run in (lambda: left @ right, lambda: product(left)) for _ in range(8))
+    size = torch.finfo(kind).bits // 8
     cache = studies * (args.prompt + args.tokens / 2) * LAYERS * 2 * WIDTH
     traffic = args.tokens * size * (parameters + cache) / max(reads, copies)
     work = args.tokens * 2 * parameters * studies * beams / (2 * 512 * 2048 * 2048 / fastest)
