@@ -83,11 +83,12 @@ def small(tmp_path: Path, language_folder: Path) -> Path:
 def test_a_run_that_does_not_fit_is_told_what_would(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("doctor", str(small), "--memory", "900TB") == 0
     assert "fits" in capsys.readouterr().out
-    assert run("doctor", str(small), "--memory", "1MB") == 1
+    pair = ("--set", "training.stages.0.batch_size=2")
+    assert run("doctor", str(small), "--memory", "1MB", *pair) == 1
     shown = capsys.readouterr().out
     assert "its tokenizer is not at hand" in shown
     assert "does not fit" in shown
-    smallest = "--set data.max_views=1 --set training.stages.0.batch_size=1 --set training.stages.0.accumulate=8"
+    smallest = "--set data.max_views=1 --set training.stages.0.batch_size=1 --set training.stages.0.accumulate=2"
     assert f"not enough: {smallest}" in shown
 
 
