@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -320,10 +320,7 @@ class Estimate:
         else:
             self.model.eval()
         watch = Watch()
-        with (
-            torch.set_grad_enabled(learns),
-            quick_steps(self.model.language) if self.device == "cpu" else nullcontext(),
-        ):
+        with torch.set_grad_enabled(learns), quick_steps(self.model.language, self.device):
             with self._fakes(watch):
                 batch = self._batch(shape, cached, fixed)
                 reads = bool({"report", "reward"} & set(stage.losses))

@@ -271,7 +271,7 @@ class StageLoop:
         for index in range(position.batch if epoch == position.epoch else 0, len(batches)):
             if position.step >= self.total:
                 break
-            with quick_steps(self.run.model.language):
+            with quick_steps(self.run.model.language, self.run.device.type):
                 terms = self._step(epoch, self._share([examples[i] for i in batches[index]]))
             position.epoch, position.batch, position.step = epoch, index + 1, position.step + 1
             for name, value in terms.items():

@@ -50,7 +50,7 @@ def gradients(model: LanguageModel) -> tuple[torch.Tensor, list[torch.Tensor], i
 def test_gradients_are_the_same(name: str, training: bool, quick: bool, tmp_path: Path, language_folder: Path) -> None:
     model = language(name, tmp_path, language_folder).train(training)
     model.attend("cpu", torch.float32)
-    with quick_steps(model) if quick else nullcontext():
+    with quick_steps(model, "cpu") if quick else nullcontext():
         plain, own, much = gradients(model)
         model.recompute = True
         again, others, little = gradients(model)

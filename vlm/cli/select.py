@@ -52,17 +52,18 @@ def select(
     from rich.console import Console
 
     from vlm.cli.progress import calm_libraries, watching
-
-    calm_libraries()
     from vlm.data.sources import gather_studies
+
+    # Before the models' libraries, which take seconds to load.
+    studies = gather_studies(pool, format, split, window, limit, slices)
+    known = [] if labelled is None else gather_studies([labelled], window=window, slices=slices)
+    calm_libraries()
     from vlm.selecting.listing import check_out, write_list
     from vlm.selecting.looking import Committee
     from vlm.selecting.picking import check_strategy, kept_beside, labelled_to_see, make_pool
     from vlm.selecting.picking import select as choose
 
     check_strategy(strategy)
-    studies = gather_studies(pool, format, split, window, limit, slices)
-    known = [] if labelled is None else gather_studies([labelled], window=window, slices=slices)
     chosen_from = make_pool(studies, known, n)
     check_out(out, chosen_from.free, overwrite)
     committee = Committee.load_for(strategy, checkpoint or [], adapter or [], passes, seed)

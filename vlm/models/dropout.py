@@ -1,8 +1,8 @@
 """Drop-out whose random numbers cost less on a CPU.
 
 torch draws a Bernoulli number for every element one after the other, which took a quarter of a training step with a
-LoRA adapter (a drop-out before each of its layers), and as much again of an attention whose weights are dropped. Here
-the gaps between dropped elements are drawn, which are geometric: twenty times fewer numbers for a drop-out of 0.05, and
+LoRA adapter (a drop-out before each of its layers), and a third of an attention whose weights are dropped. Here the
+gaps between dropped elements are drawn, which are geometric: twenty times fewer numbers for a drop-out of 0.05, and
 positions to remember instead of a mask. They come from a generator that torch's own generator seeds, so that whoever
 seeds torch has the same drop-out again.
 """
@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 BLOCKS = 4
-"""Of query rows in an attention: each looks no further than its last row does, which halves a causal one's work."""
+"""Of query rows in an attention: each looks no further than its last row does, and a causal one is spared three
+eighths of its work."""
 
 
 def dropped_at(input: Tensor, p: float) -> Tensor:
@@ -144,8 +145,8 @@ def attention(
 ) -> Tensor:  # fmt: skip
     """As `torch.nn.functional.scaled_dot_product_attention`, for float32 on the CPU whose weights are dropped.
 
-    torch's fused kernel drops nothing, and what stands in for it makes eight passes over the scores of a layer. A row
-    that may look nowhere looks everywhere alike here, and is zero there.
+    torch's fused kernel drops nothing, and what stands in for it makes a pass over all scores for each of its
+    operations. A row that may look nowhere looks everywhere alike here, and is zero there.
     """
     plain = query.dtype == key.dtype == value.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     fits = query.dim() == 4 and query.device.type == "cpu" and (attn_mask is None or not attn_mask.requires_grad)
