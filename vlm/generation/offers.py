@@ -200,8 +200,11 @@ class Proposer:
             least = pool.scores[:, -1:] if looked is None else pool.scores.gather(1, enough[:, None] - 1)
             offers = pool if asked is None else pool.join(asked, asked.scores < least)
             before = tracked.pick(offers.beams)
+            live = offers.scores > NEVER / 2
+            if looked is not None:  # what another study looks at further down is no way out for this one
+                live[:, :count] &= looked
             after, allowed, banned = tracker.advance(
-                before, offers.tokens, offers.logprobs, offers.scores > NEVER / 2, beams.step,
+                before, offers.tokens, offers.logprobs, live, beams.step,
                 None if over is None else over.gather(1, offers.beams),
             )  # fmt: skip
             refused = banned[:, :count] & (pool.scores > NEVER / 2)
@@ -213,7 +216,7 @@ class Proposer:
             count = int(enough.max())
             looked = torch.arange(count, device=logits.device) < enough[:, None]
         if looked is not None:
-            allowed[:, :count] &= looked
+            allowed[:, :count] &= looked  # of a study without constraints too
         offered = offers.scores
         bonus = tracker.bonus(before, after, offers.tokens)
         offers.scores = offers.scores.masked_fill(~allowed, -math.inf) + bonus
@@ -240,7 +243,8 @@ class Proposer:
         tokens = tracker.advancing(tracked, beams.step)  # (B, K, A), -1 for none
         if tokens is None:
             return None
-        tokens = torch.cat([logits.argmax(-1, keepdim=True) if likeliest is None else likeliest, tokens], -1)
+        likeliest = logits.argmax(-1, keepdim=True) if likeliest is None else likeliest
+        tokens = torch.cat([likeliest.masked_fill(~tracker.asks(beams.step)[:, None, None], -1), tokens], -1)
         tokens[..., 1:].masked_fill_(tokens[..., 1:] == tokens[..., :1], -1)
         logprobs = logits.gather(-1, tokens.clamp(min=0)) - total
         scores = (logprobs + beams.scores[:, :, None]).masked_fill(tokens < 0, -math.inf).flatten(1)

@@ -215,6 +215,8 @@ class ConstraintTables:
         self.has_count = any(count != (0, None) for count in counts)
         self._stack_frames(distinct)
         self.has_vocabulary = any(entry.halves is not None for entry in distinct)
+        asks = [entry.hard > 0 or entry.frame is not None or entry.halves is not None for entry in distinct]
+        self.always_asks = self._tensor(asks, torch.bool)[self.which] & ~self.free  # (B,)
         if self.has_vocabulary:
             breaks = np.zeros((int(self.meaning_offsets[-1]), self.term_width), dtype=bool)
             left = np.zeros(len(breaks), dtype=np.int64)

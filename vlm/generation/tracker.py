@@ -130,6 +130,10 @@ class Tracker(Timed):
     def _named_rules(self, broken: Tensor) -> dict[str, Tensor]:
         return {rule: ((broken >> bit) & 1) != 0 for rule, bit in RULE_BITS.items()} if self.has_rules else {}
 
+    def asks(self, step: int) -> Tensor:
+        """Which studies (B,) may ask for tokens by themselves, whatever the others of the batch ask for."""
+        return self.always_asks | ((self.least[:, 0] > 0) & self.late(step)) if self.has_count else self.always_asks
+
     def advancing(self, state: Tracked, step: int) -> Tensor | None:
         """Tokens that begin or carry on a missing required term, or end the sentence before it, or that the text's
         structure asks for; (B, K, A), -1 for none."""
@@ -173,6 +177,9 @@ class Tracker(Timed):
         if left <= self.most_cost + 2 + CLOSING:
             blocked = blocked | ((left <= self.total_cost + 2 + CLOSING)[:, None] & inside)
         stops = (missing != 0) & blocked
+        if self.is_late(step):  # a term counts once it has ended, and whatever is likelier may go on with its letters
+            held = (self.hard_column & ~state.met & self.pending(state)) != 0
+            stops = stops | (held & self.late(step)[:, None])
         if left > CLOSING:
             return [tokens, torch.where(stops, self.stop_token_column, -1)[..., None]]
         # What has all its terms ends its last sentence and then itself.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from generation_text import appears, byte_level, draw_prompt, random_model, sentence_piece
 
+import vlm.generation.offers as offers
 import vlm.generation.tracker as tracker
 from vlm.generation.beam_search import BeamSettings, beam_search
 from vlm.generation.compiling import compile_constraints
@@ -201,6 +202,29 @@ def test_studies_of_a_batch_keep_their_own_constraints() -> None:
     for row, compiled in enumerate([first, None, second]):
         alone = beam_search(model, settings(4, 40), input_ids=prompt[:1], constraints=[compiled])
         assert [c.tokens for c in alone[0]] == [c.tokens for c in together[row]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", ["byte", "piece"])
+def test_a_study_finds_its_way_out_whatever_the_others_look_at(
+    kind: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offers, "SPARE", 0)  # every refusal has a study look further
+    draw = random.Random(seed)
+    model, tokenizer = random_model(kind), TOKENIZERS[kind]()
+    pieces = [piece for piece in sorted(tokenizer.get_vocab()) if piece.isascii() and piece.isalpha()]
+    chosen = [tuple(draw.sample(CONCEPTS, draw.randint(1, 4))) for _ in range(3)]
+    asked = [Constraints(must_appear=own) for own in chosen]
+    costs = [int(compile_constraints(own, tokenizer, 1000).cost.max(1).sum()) for own in asked]
+    length, width = max(costs) + draw.choice([0, 1, 2, 4, 8]), draw.choice([1, 2, 4])
+    asked.append(Constraints(must_not_assert=(TermSet("words", tuple(draw.sample(pieces, len(pieces) * 3 // 4))),)))
+    compiled = [compile_constraints(own, tokenizer, length) for own in asked]
+    prompt = draw_prompt(model, 4, draw)
+    together = beam_search(model, settings(width, length), input_ids=prompt, constraints=compiled)
+    for row, own in enumerate(compiled):
+        alone = beam_search(model, settings(width, length), input_ids=prompt[row : row + 1], constraints=[own])
+        assert [c.tokens for c in together[row]] == [c.tokens for c in alone[0]]
+        assert together[row][0].unmet == ()
 
 
 def test_a_soft_weight_moves_the_score_and_no_more() -> None:
