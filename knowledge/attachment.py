@@ -10,7 +10,9 @@ UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0}
 
 def attach(clause: list[Phrase], found: list[Reading], sides: dict[str, str]) -> None:
     """Gives places, sides and attributes to the findings that they belong to; `sides`: place -> the side it lies on."""
-    by_index = {r.index: r for r in found}
+    by_index: dict[int, list[Reading]] = {}
+    for r in found:
+        by_index.setdefault(r.index, []).append(r)
     for i, p in enumerate(clause):
         roles = p.roles
         side = next((s for s in ("left", "right", "both") if f"side_{s}" in roles), None)
@@ -18,10 +20,13 @@ def attach(clause: list[Phrase], found: list[Reading], sides: dict[str, str]) ->
         attribute = roles.get("attribute")
         if side is None and place is None and attribute is None:
             continue
-        for r in _owners(clause, i, by_index, attribute is not None and place is None):
-            if attribute is not None and attribute not in r.attributes:
+        owners = _owners(clause, i, by_index, attribute is not None and place is None)
+        for r in owners:
+            if attribute is not None and r is owners[-1] and attribute not in r.attributes and not r.nothing:
                 r.attributes.append(attribute)
             if place is not None:
+                if r.nothing and r.place not in (None, place):
+                    r.also.append(place)
                 r.place = r.place or place
             if side is not None:
                 said = "bilateral" if side == "both" else side
@@ -31,14 +36,14 @@ def attach(clause: list[Phrase], found: list[Reading], sides: dict[str, str]) ->
             r.side = sides.get(r.place)
 
 
-def _owners(clause: list[Phrase], i: int, by_index: dict[int, Reading], adjective: bool) -> list[Reading]:
+def _owners(clause: list[Phrase], i: int, by_index: dict[int, list[Reading]], adjective: bool) -> list[Reading]:
     """The finding after phrase `i` in the same stretch, else the nearest one before it."""
     if i in by_index:
-        return [by_index[i]]
+        return by_index[i]
     for j in range(i + 1, len(clause)):
         roles = clause[j].roles
         if j in by_index:
-            return [by_index[j]]
+            return by_index[j]
         if (
             "verb" in roles
             or "comma" in roles
@@ -49,11 +54,11 @@ def _owners(clause: list[Phrase], i: int, by_index: dict[int, Reading], adjectiv
             break
     for j in range(i - 1, -1, -1):
         if j in by_index:
-            return [by_index[j]]
+            return by_index[j]
     if not adjective:  # "the left lung is free of consolidation": the place is the subject
         for j in range(i + 1, len(clause)):
             if j in by_index:
-                return [by_index[j]]
+                return by_index[j]
     return []
 
 

@@ -41,6 +41,7 @@ def cooccurrence(
     if min_count < 1 or min_lift <= 1.0:
         raise KnowledgeError(f"min_count {min_count} must be at least 1 and min_lift {min_lift:g} above 1")
     reader = ReportReader(graph)
+    counted = graph.concepts.keys() - set(NOT_COUNTED)
     single: Counter[str] = Counter()
     pairs: Counter[tuple[str, str]] = Counter()
     total = 0
@@ -49,7 +50,7 @@ def cooccurrence(
         said = {
             m.concept
             for m in reader.read(text)
-            if m.certainty is Certainty.PRESENT and m.change != "past" and m.concept not in NOT_COUNTED
+            if m.certainty is Certainty.PRESENT and m.change != "past" and m.concept in counted
         }
         single.update(said)
         pairs.update(combinations(sorted(said), 2))

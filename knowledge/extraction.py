@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from knowledge.general import general_concepts
 from knowledge.graph import KnowledgeGraph
 from knowledge.lexicon import Lexicon
 from knowledge.ontology import Certainty, Kind
@@ -41,7 +42,7 @@ class Mention(NamedTuple):
     """What a text says of one concept at one place of the text.
 
     Args:
-        concept: concept id.
+        concept: concept id, or a general concept's ("lesion"; `knowledge.general`).
         certainty: present, absent or uncertain.
         place: anatomy concept id; None when not stated.
         side: the patient's "left", "right" or "bilateral"; None when not stated.
@@ -167,9 +168,11 @@ def label_mentions(mentions: Iterable[Mention], graph: KnowledgeGraph, view: str
     best: dict[str, Certainty] = {}
     spoken, outside = False, None
     for m in mentions:
-        if m.change == "past" or m.concept not in graph.concepts:
+        if m.change == "past" or not (m.concept in graph.concepts or m.concept in general_concepts()):
             continue
         spoken = True
+        if m.concept not in graph.concepts and m.certainty is ABSENT:
+            continue  # "no lesion" in one place denies no label of a study
         if m.concept in ("normal", "other_finding"):
             continue
         labels = labels_of.get(m.concept)

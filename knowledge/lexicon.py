@@ -5,7 +5,7 @@ part (role) to its value. `match` walks the trie from every word and keeps the l
 node" is not read as "calcified", and every phrase ends at a word's end.
 
 Roles: `finding`, `place`, `attribute` (concept id); `head` (what a composite can be about), `quality` (a state);
-`generic` ("abnormality"); the rest are the roles of `resources/cues.tsv`.
+`generic` ("abnormality"); the rest are the roles of `resources/cues.tsv`. A `finding` may be a general concept.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from knowledge.anatomy import side_of_place
 from knowledge.errors import at
+from knowledge.general import general_concepts
 from knowledge.graph import RESOURCES, KnowledgeGraph
 from knowledge.ontology import Certainty, Kind
 from knowledge.tables import read_text, split_values
@@ -59,10 +60,12 @@ class Lexicon:
         for c in graph.concepts.values():
             for term in graph.terms(c.id):
                 role = {Kind.FINDING: "finding", Kind.ANATOMY: "place", Kind.ATTRIBUTE: "attribute"}[c.kind]
-                self._phrases.append((term, role, c.id))
+                if c.id != "normal" or not term.startswith("no "):  # "no abnormality" is read with where there is none
+                    self._phrases.append((term, role, c.id))
                 if term in c.adjectives:
                     self._phrases.append((term, "adjective", c.id))
         self._phrases += [(word, "generic", word) for word in GENERIC]
+        self._phrases += [(word, "finding", id) for id, row in general_concepts().items() for word in row.words]
         self._read_composites(resources / "composites.tsv", graph)
         sides = ((place, side_of_place(place, graph)) for place in graph.of_kind(Kind.ANATOMY))
         self.sides = {place: side for place, side in sides if side is not None}
@@ -117,7 +120,7 @@ class Lexicon:
     def _read_composites(self, path: Path, graph: KnowledgeGraph) -> None:
         table: dict[tuple[str, str], list[Composite]] = {}
         for line, concept, rest in _lines(path, columns=4):
-            if concept == "concept" or concept not in graph.concepts:
+            if concept == "concept" or (concept not in graph.concepts and concept not in general_concepts()):
                 continue
             certainty, heads, qualities = rest
             composite = Composite(concept, Certainty(certainty))

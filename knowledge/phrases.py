@@ -22,7 +22,8 @@ class Phrase:
 class Reading:
     """A mention before its offsets are known: words [start, end), phrase `index` of its clause.
 
-    `fixed`: the certainty is not for cues to change. `head`: (concept, start, end) of the finding that a
+    `fixed`: the certainty is not for cues to change. `nothing`: a denied generic word, to be named when it is known
+    where; `also` holds the further places that it is said of. `head`: (concept, start, end) of the finding that a
     composite is about; where the state is denied (`inside`: "a nodule that is not calcified"), the head stays said.
     """
 
@@ -39,6 +40,8 @@ class Reading:
     change: str | None = None
     head: tuple[str, int, int] | None = None
     inside: bool = False
+    nothing: bool = False
+    also: list[str] = field(default_factory=list)
 
 
 def next_roles(phrases: list[Phrase], j: int) -> Payload:

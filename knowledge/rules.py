@@ -6,6 +6,7 @@
 | parent_absent | a finding said whose more general kind is denied ("lobar pneumonia" beside "no pneumonia") |
 | exclusive | two findings that exclude each other in the graph (low and large lung volumes) |
 | normal_beside_finding | "no abnormality" beside a finding; "no acute abnormality" only beside acute ones |
+| nothing_there | a place or side where no lesion or abnormality is said to be, beside one there (`knowledge.denials`) |
 | side_against_place | a side and a place that lies on the other side ("left middle lobe") |
 
 "No large effusion" denies a large one, so it does not contradict "small effusion"; what has resolved or is history
@@ -18,12 +19,10 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from knowledge.anatomy import around_place, side_of_place
+from knowledge.denials import ACUTE_WEIGHT, generals_of
 from knowledge.extraction import Mention
 from knowledge.graph import KnowledgeGraph
 from knowledge.ontology import Certainty
-
-ACUTE_WEIGHT = 0.9
-"""`normal excludes X` of at least this weight says that X is acute, so that "no acute abnormality" excludes it too."""
 
 
 class Contradiction(NamedTuple):
@@ -51,11 +50,13 @@ def contradictions(mentions: Iterable[Mention], graph: KnowledgeGraph) -> list[C
     Returns:
         Contradictions, each pair of concepts once per rule, in the order of the text.
     """
-    said = [m for m in mentions if m.concept in graph.concepts]
-    current = [m for m in said if m.change not in ("resolved", "past")]
-    present = [m for m in current if m.certainty is Certainty.PRESENT]
-    absent = [m for m in said if m.certainty is Certainty.ABSENT and m.change not in ("resolved", "past", "new")]
-    found = [*_sides(said, graph), *_denied(present, absent, graph), *_exclusive(present, graph)]
+    every = list(mentions)
+    current = [m for m in every if m.change not in ("resolved", "past")]
+    anything = [m for m in current if m.certainty is Certainty.PRESENT]
+    denials = [m for m in current if m.certainty is Certainty.ABSENT and m.change != "new"]
+    said, present, absent = ([m for m in some if m.concept in graph.concepts] for some in (every, anything, denials))
+    denied = list(_denied(present, absent, graph))
+    found = [*_sides(said, graph), *denied, *_exclusive(present, graph), *_nothing(anything, denials, denied, graph)]
     seen: set[tuple[str, str, str]] = set()
     out = []
     for c in sorted(found, key=lambda c: (c.first.start, c.second.start if c.second else -1)):
@@ -82,9 +83,35 @@ def _denied(present: list[Mention], absent: list[Mention], graph: KnowledgeGraph
         for a in absent:
             if a.concept not in above or not _same_spot(p, a, graph) or _denies_less(a, p):
                 continue
+            if a.side in ("left", "right") and p.side is None:
+                continue  # it may lie on the other side
             rule = "present_and_absent" if a.concept == p.concept else "parent_absent"
             text = f"{_name(p, graph)} is said to be present and {_name(a, graph)} absent"
             yield Contradiction(rule, *_ordered(p, a), text)
+
+
+def _nothing(
+    present: list[Mention], absent: list[Mention], denied: list[Contradiction], graph: KnowledgeGraph
+) -> Iterator[Contradiction]:
+    """Denials of a general concept; what the same words deny by name is told once."""
+    generals = generals_of(graph)
+    told = {
+        (m.start, other.start) for c in denied if c.second for m, other in ((c.first, c.second), (c.second, c.first))
+    }
+    for a in absent:
+        if generals.of(a) is None:
+            continue
+        for p in present:
+            if (a.start, p.start) not in told and generals.denies(a, p):
+                text = f"{_name(p, graph)} is said to be present where {_name(a, graph)} is said to be absent"
+                yield Contradiction("nothing_there", *_ordered(p, a), text)
+    for n in present:
+        if n.concept != "normal" or "acute" in n.attributes:
+            continue
+        for p in present:
+            if generals.of(p) is not None:
+                text = f"the study is said to be without abnormality beside {_name(p, graph)}"
+                yield Contradiction("normal_beside_finding", *_ordered(p, n), text)
 
 
 def _exclusive(present: list[Mention], graph: KnowledgeGraph) -> Iterator[Contradiction]:
@@ -113,9 +140,11 @@ def _same_spot(a: Mention, b: Mention, graph: KnowledgeGraph) -> bool:
     sides = {s for s in (a.side, b.side) if s in ("left", "right")}
     if len(sides) == 2:
         return False
-    if not a.place or not b.place or a.place == b.place:
+    # A finding's only place names nowhere in particular: "bones are intact" is said of ribs as well.
+    here, there = (None if m.place in graph.places(m.concept) else m.place for m in (a, b))
+    if not here or not there or here == there:
         return True
-    return a.place in around_place(b.place, graph) or b.place in around_place(a.place, graph)
+    return here in around_place(there, graph) or there in around_place(here, graph)
 
 
 def _denies_less(absent: Mention, present: Mention) -> bool:
@@ -128,4 +157,4 @@ def _ordered(a: Mention, b: Mention) -> tuple[Mention, Mention]:
 
 
 def _name(m: Mention, graph: KnowledgeGraph) -> str:
-    return graph.concepts[m.concept].name
+    return graph.concepts[m.concept].name if m.concept in graph.concepts else m.concept.replace("_", " ")

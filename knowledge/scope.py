@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 
 from knowledge.attachment import attach, measures
-from knowledge.composites import composites, nothing_wrong
+from knowledge.composites import composites, nothing_wrong, settled
 from knowledge.lexicon import Lexicon
 from knowledge.ontology import Certainty
 from knowledge.phrases import Phrase, Reading, cue_before, next_roles
@@ -51,10 +51,10 @@ def readings(words: list[str], phrases: list[Phrase], lexicon: Lexicon) -> list[
                 _certainty(r, clause)
             _change(r, clause, changes)
         found += [Reading(*r.head, r.index) for r in found if r.head and r.certainty is ABSENT and r.inside]
-        targets = [r for r in found if r.concept != "normal"]
+        targets = [r for r in found if r.concept != "normal" or r.nothing]
         attach(clause, targets, lexicon.sides)
-        measures(clause, words, targets)
-        out += found
+        measures(clause, words, [r for r in targets if not r.nothing])
+        out += settled(found)
     return out
 
 

@@ -36,9 +36,10 @@ from vlm.evaluation.tokens import make_profile
 from vlm.generation.beam_search import beam_search
 from vlm.generation.confidence import calibration_error, cross_fitted, fit_confidence, sentence_outcomes
 from vlm.generation.consistency import rerank
+from vlm.generation.evidence import Evidence
 from vlm.generation.judging import EvidenceJudge, Judges
 from vlm.generation.planning import beam_plan
-from vlm.generation.structuring import Evidence, share_sides
+from vlm.generation.structuring import share_sides
 from vlm.pipeline import Pipeline
 from vlm.seeing import Seen
 from vlm.types import Box, InputError, Study
@@ -206,13 +207,14 @@ def _judged(
         best = alike[rerank([texts[i] for i in alike], scores, writer.structurer, evidence)[0]]
     text = texts[best]
     mentions = share_sides(writer.structurer.reader.read(text, "findings"))
-    said = [s for m in mentions for s in writer.structurer.statements(m, evidence)]
+    said = writer.structurer.said(mentions, evidence)
+    against = [(m.start, s) for m, s in said if s.verdict < 0]
     sentences = writer.structurer.sentences({"findings": text}, evidence)
     flagged = {label for s in sentences if s.status == "contradicted" for label in s.labels}
     return {
         "id": row["id"], "text": text, "unmet": list(answers[best].unmet),
-        "against": sum(s.verdict < 0 for s in said), "wrong_side": sum(s.swapped for s in said),
-        "unflagged": sum(s.verdict < 0 and s.label not in flagged for s in said),
+        "against": len({(start, s.about) for start, s in against}), "wrong_side": sum(s.swapped for _, s in said),
+        "unflagged": sum(s.label not in flagged for _, s in against),
         "within": len(contradictions(mentions, writer.structurer.graph)),
         "flagged": sum(s.status == "contradicted" for s in sentences),
         "beam_steps": width * len(answers[best].tokens),

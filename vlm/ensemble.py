@@ -33,8 +33,8 @@ from vlm.adapter_folder import apply_adapter
 from vlm.checkpoint import Checkpoint, load_checkpoint
 from vlm.data.batches import Collator, move
 from vlm.data.examples import Example
+from vlm.generation.evidence import Evidence
 from vlm.generation.steering import NEUTRAL, Threshold
-from vlm.generation.structuring import Evidence
 from vlm.models.detection import select_boxes
 from vlm.request import GenerationSettings
 from vlm.seeing import Seen, Seer, example_builder

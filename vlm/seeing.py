@@ -15,8 +15,8 @@ import torch
 from knowledge.ontology import Certainty
 from vlm.checkpoint import Checkpoint
 from vlm.data.examples import VIEWS, Example, ExampleBuilder
+from vlm.generation.evidence import Evidence
 from vlm.generation.steering import NEUTRAL, Threshold
-from vlm.generation.structuring import Evidence
 from vlm.models.detection import select_boxes
 from vlm.models.report_generator import ImageOutput
 from vlm.types import Box, Finding, StudyBatch, View

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from knowledge.errors import KnowledgeError
+from knowledge.general import general_concepts
 from knowledge.graph import RESOURCES, KnowledgeGraph
 from knowledge.lexicon import Lexicon
 from knowledge.ontology import Concept, Edge, Kind, Relation
@@ -215,7 +216,14 @@ def test_composites_name_known_concepts(graph: KnowledgeGraph) -> None:
         cells = line.split("\t")
         if len(cells) == 4 and cells[0] != "concept":
             names |= {cells[0], *(h for h in cells[2].split("; ") if not h.startswith('"'))}
-    assert names <= set(graph.concepts)
+    assert names <= {*graph.concepts, *general_concepts()}
+
+
+def test_general_concepts_speak_of_known_findings(graph: KnowledgeGraph) -> None:
+    for name, row in general_concepts().items():
+        ids = {*row.stands_for, *(row.denies or ()), *row.spares}
+        assert ids <= set(graph.of_kind(Kind.FINDING))
+        assert name not in graph.concepts
 
 
 def test_saving_is_whole_or_not_at_all(graph: KnowledgeGraph, tmp_path: Path) -> None:

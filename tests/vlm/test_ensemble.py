@@ -21,9 +21,9 @@ from vlm.ensemble import check_members, fuse_boxes, join_seen, load_members
 from vlm.export.jsonl import report_to_dict
 from vlm.generation.beam_search import beam_search
 from vlm.generation.ensemble_stepper import Joint, log_mean
+from vlm.generation.evidence import Evidence
 from vlm.generation.settings import BeamSettings
 from vlm.generation.steering import Threshold
-from vlm.generation.structuring import Evidence
 from vlm.pipeline import GenerationSettings, Pipeline
 from vlm.seeing import Seen
 from vlm.types import Box, InputError, Report

@@ -48,7 +48,7 @@ def _borne_out(mentions: Sequence[Mention], truth: Mapping[str, Certainty], stru
         (label, Certainty.ABSENT if mention.change == "resolved" else mention.certainty)
         for mention in mentions
         if mention.change != "past"
-        for label in structurer.labels_of.get(mention.concept, ())
+        for label in (*structurer.labels_of.get(mention.concept, ()), *structurer.statements.denied_labels(mention))
         if mention.certainty is not Certainty.UNCERTAIN
     }
     if not said:

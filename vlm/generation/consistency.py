@@ -22,7 +22,8 @@ import numpy as np
 from knowledge.extraction import label_mentions
 from knowledge.ontology import Certainty
 from knowledge.rules import contradictions
-from vlm.generation.structuring import Evidence, Structurer, share_sides
+from vlm.generation.evidence import Evidence
+from vlm.generation.structuring import Structurer, share_sides
 from vlm.types import InputError
 
 CLIP = 3.0
@@ -54,18 +55,16 @@ def agreement(text: str, structurer: Structurer, evidence: Evidence, section: st
     """How one report text agrees with the evidence and with itself."""
     mentions = share_sides(structurer.reader.read(text, section))
     said = label_mentions(mentions, structurer.graph, structurer.view)
-    best: dict[tuple[str, Certainty], int] = {}
-    for mention in mentions:
-        for statement in structurer.statements(mention, evidence):
-            key = (statement.label, statement.certainty)
-            best[key] = min(best.get(key, 1), statement.verdict)
-    value = 0.0
-    for label, certainty in best:
-        probability = evidence.probabilities.get(label)
-        if probability is None or certainty is Certainty.UNCERTAIN:
-            continue
-        odds = _log_odds(probability)
-        value += max(-CLIP, min(CLIP, odds if certainty is Certainty.PRESENT else -odds))
+    # That nothing is there, a statement about many labels, is as likely as the least likely of them.
+    likely: dict[tuple[str, Certainty], float] = {}
+    against: set[tuple[str, Certainty]] = set()
+    for _, statement in structurer.said(mentions, evidence):
+        if statement.verdict < 0:
+            against.add((statement.label, statement.certainty))
+        if statement.confidence is not None and statement.certainty is not Certainty.UNCERTAIN:
+            key = (statement.about, statement.certainty)
+            likely[key] = min(likely.get(key, 1.0), statement.confidence)
+    value = sum(max(-CLIP, min(CLIP, _log_odds(confidence))) for confidence in likely.values())
     inner = tuple(found.message for found in contradictions(mentions, structurer.graph))
     omitted = tuple(
         label
@@ -74,10 +73,10 @@ def agreement(text: str, structurer: Structurer, evidence: Evidence, section: st
         and probability >= evidence.cut(label).upper
         and said.get(label) not in (Certainty.PRESENT, Certainty.UNCERTAIN)
     )
-    contradicted = tuple(sorted({label for (label, _), verdict in best.items() if verdict < 0}))
+    contradicted = tuple(sorted({label for label, _ in against}))
     value -= SELF_CONTRADICTION * len(inner) + OMISSION * len(omitted)
     # A contradicted statement whose probability is high has the wrong side: worse than an omission.
-    sided = {label for (label, said_as), verdict in best.items() if verdict < 0 and said_as is Certainty.PRESENT}
+    sided = {label for label, said_as in against if said_as is Certainty.PRESENT}
     value -= WRONG_SIDE * sum(evidence.probabilities.get(label, 0.0) >= evidence.cut(label).lower for label in sided)
     return Agreement(contradicted, inner, omitted, value)
 

@@ -2,15 +2,16 @@
 
     penalty = weight * (statements against the evidence + contradictions inside the text)
 
-A statement against the evidence is one that `structuring` flags: present below the lower cut, absent above the upper
-one or beside a box, or on a side where no box of the finding lies. Contradictions inside the text are those of
+A statement against the evidence is one that `statements` contradicts: present below the lower cut, absent above the
+upper one or beside a box, or on a side where no box of the finding lies. Contradictions inside the text are those of
 `knowledge.rules`. The penalty is a function of the text alone, so it can be taken back: a beam pays the difference to
 what it paid before.
 
 A side is read earlier, at the word that names it or the finding, and so is a denial of what was seen, at the state that
-denies it ("heart size within normal ..."): when the sentence has ended, every beam may have taken the wrong one. A side
-where no box of the finding lies and such a denial cut their beam wherever another one is left. Texts are read at those
-tokens only, and the best offers of a step only; what was read is remembered.
+denies it ("heart size within normal ...") or at the word for anything at all ("the lungs show no abnormality"): when
+the sentence has ended, every beam may have taken the wrong one. A side where no box of the finding lies and such a
+denial cut their beam wherever another one is left. Texts are read at those tokens only, and the best offers of a step
+only; what was read is remembered.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from knowledge.extraction import Mention, split_sentences
+from knowledge.extraction import split_sentences
+from knowledge.general import general_concepts
 from knowledge.graph import KnowledgeGraph
-from knowledge.lexicon import Lexicon
+from knowledge.lexicon import GENERIC, Lexicon
 from knowledge.ontology import Certainty
 from knowledge.rules import contradictions
-from vlm.generation.structuring import Evidence, Structurer, share_sides
+from vlm.generation.evidence import Evidence
+from vlm.generation.structuring import Structurer, share_sides
 from vlm.generation.tokens import TokenTable
 from vlm.types import InputError
 
@@ -88,22 +91,20 @@ class EvidenceJudge:
         # The sentence that goes on.
         open_at = None if finished else len(split_sentences(self.before + text)) - 1
         settled = [m for m in mentions if m.sentence != open_at]
-        wrong: dict[tuple[int, str, Certainty], bool] = {}  # a label once a sentence, however many words say it
-        for mention in mentions:
-            for said in self._said(mention):
-                grave = said.swapped or (said.verdict < 0 and said.certainty is Certainty.ABSENT)
-                if grave or (said.verdict < 0 and mention.sentence != open_at):
-                    key = (mention.sentence, said.label, said.certainty)
-                    wrong[key] = wrong.get(key, False) or grave
+        wrong: dict[tuple[int, str, Certainty], bool] = {}  # a thing once a sentence, however many words say it
+        for mention, said in self.structurer.said(mentions, self.evidence):
+            if said.certainty is Certainty.UNCERTAIN and not said.swapped:
+                continue
+            anywhere = said.general is not None and mention.place is None and mention.side is None
+            if anywhere and mention.sentence == open_at:
+                continue  # "no lesion is seen ...": where, the rest of the sentence may say
+            # What can be read too late only is dear, but no beam rambles on so as not to end its sentence.
+            grave = said.swapped or (said.verdict < 0 and said.certainty is Certainty.ABSENT and not anywhere)
+            if grave or (said.verdict < 0 and mention.sentence != open_at):
+                key = (mention.sentence, said.about, said.certainty)
+                wrong[key] = wrong.get(key, False) or grave
         inside = len(contradictions(settled, self.structurer.graph))
         return len(wrong) + inside, sum(wrong.values())
-
-    def _said(self, mention: Mention) -> list[Any]:
-        return [
-            s
-            for s in self.structurer.statements(mention, self.evidence)
-            if s.certainty is not Certainty.UNCERTAIN or s.swapped
-        ]
 
 
 class Judges:
@@ -174,8 +175,12 @@ def _flags(table: TokenTable, watched: frozenset[str]) -> Tensor:
 
 
 def watched_words(terms: Iterable[str], graph: KnowledgeGraph | None = None) -> frozenset[str]:
-    """Sides, the last words of terms, and, of a graph, those of the states that deny a finding ("unremarkable")."""
+    """Sides, the last words of terms, words for anything at all, and the states that deny a finding of a graph
+    ("unremarkable")."""
     words = set(SIDES) | {term.split()[-1].lower() for term in terms if term.split()}
+    for word in (*GENERIC, *(word for row in general_concepts().values() for word in row.words)):
+        last = word.split()[-1]
+        words |= {last, f"{last[:-1]}ies" if last.endswith("y") else f"{last}s"}
     composites = Lexicon(graph).composites if graph is not None else {}
     for (_, quality), meanings in composites.items():
         if any(meaning.certainty is Certainty.ABSENT for meaning in meanings):

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from vlm.generation.evidence import Evidence
 from vlm.generation.settings import BeamSettings
-from vlm.generation.structuring import Evidence
 from vlm.generation.wording import WITHOUT_TERMS
 
 

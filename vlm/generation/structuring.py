@@ -1,96 +1,26 @@
 """From decoded text to a report whose sentences point at their evidence.
 
-Each sentence is read by `knowledge.extraction`. What it says of a label is held against that label's probability and
-boxes:
-
-| the sentence says | probability at or above upper, or a box | in between | at or below lower |
-|---|---|---|---|
-| present | supported | unsupported | contradicted |
-| absent | contradicted | unsupported | supported |
-| uncertain | supported | supported | unsupported |
-| present, on the side where no box of it lies | contradicted | contradicted | contradicted |
+Each sentence is read by `knowledge.extraction`, and what it says is held against the evidence (`statements`).
 
 A sentence is contradicted when one of its statements is, or when it is the less probable side of a contradiction inside
 the report (`knowledge.rules`); supported when at least one statement is and none is contradicted. Its confidence is
-that of its least certain
-statement: p for present, 1 - p for absent.
+that of its least certain statement: p for present, 1 - p for absent.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from knowledge.extraction import Mention, ReportReader, split_sentences
+from knowledge.general import general_concepts
 from knowledge.graph import KnowledgeGraph
 from knowledge.ontology import Certainty
 from knowledge.rules import contradictions
-from vlm.generation.steering import NEUTRAL, Threshold
-from vlm.types import SECTIONS, Box, InputError, Report, Sentence
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What the model measures of one study.
-
-    Args:
-        probabilities: label -> calibrated probability in [0, 1].
-        boxes: detections, in the report's order.
-        widths: pixel width of each image, to tell a box's side; empty when unknown, then sides are not compared.
-        thresholds: label -> cuts; `NEUTRAL` where there is none.
-        least: confidence from which a box counts.
-        platt: slope and offset that calibrate the logit of a sentence's confidence.
-    """
-
-    probabilities: Mapping[str, float]
-    boxes: Sequence[Box] = ()
-    widths: Sequence[int] = ()
-    thresholds: Mapping[str, Threshold] | None = None
-    least: float = 0.0
-    platt: tuple[float, float] = (1.0, 0.0)
-
-    def cut(self, label: str) -> Threshold:
-        """The label's cuts."""
-        return (self.thresholds or {}).get(label, NEUTRAL)
-
-    def boxes_of(self, label: str, side: str | None = None) -> tuple[int, ...]:
-        """Boxes of a label that count, on the patient's side if one is named."""
-        return tuple(
-            index
-            for index, box in enumerate(self.boxes)
-            if box.label == label
-            and (box.confidence is None or box.confidence >= self.least)
-            and (side is None or self._on(box, side))
-        )
-
-    def _on(self, box: Box, side: str) -> bool:
-        if side == "bilateral" or box.image >= len(self.widths):
-            return True
-        # The patient's right is at the viewer's left; a lesion at the middle is on both sides.
-        middle, width = (box.xyxy[0] + box.xyxy[2]) / 2, self.widths[box.image]
-        return middle <= 0.55 * width if side == "right" else middle >= 0.45 * width
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """What one mention says of one label, judged.
-
-    Args:
-        label: of the view.
-        certainty: what is said.
-        verdict: 1 supported, 0 nothing measured, -1 contradicted.
-        confidence: probability that the statement is right; None when the label has no probability.
-        boxes: the boxes that it rests on.
-        swapped: it is said to be present on a side where no box of it lies.
-    """
-
-    label: str
-    certainty: Certainty
-    verdict: int
-    confidence: float | None
-    boxes: tuple[int, ...]
-    swapped: bool = False
+from vlm.generation.evidence import Evidence
+from vlm.generation.statements import Statement, StatementReader
+from vlm.types import SECTIONS, InputError, Report, Sentence
 
 
 class Structurer:
@@ -106,6 +36,7 @@ class Structurer:
         self.graph, self.reader = graph, reader or ReportReader(graph)
         self.view = view
         self.labels_of = graph.label_of(view)
+        self.statements = StatementReader(graph, view)
 
     def sentences(self, sections: Mapping[str, str], evidence: Evidence) -> tuple[Sentence, ...]:
         """The sentences of a report with what each rests on.
@@ -122,31 +53,15 @@ class Structurer:
             for number, (start, end) in enumerate(split_sentences(text)):
                 own = [mention for mention in mentions if mention.sentence == number]
                 said += [(mention, len(rows)) for mention in own]
-                statements = tuple(statement for mention in own for statement in self.statements(mention, evidence))
+                statements = tuple(statement for _, statement in self.said(own, evidence))
                 rows.append((_sentence(text[start:end].strip(), section, statements, evidence.platt), statements))
         for loser in self._losers(said, rows):
             rows[loser] = (replace(rows[loser][0], status="contradicted"), rows[loser][1])
         return tuple(sentence for sentence, _ in rows)
 
-    def statements(self, mention: Mention, evidence: Evidence) -> list[Statement]:
-        """What a mention says of the labels of the view."""
-        if mention.change == "past":
-            return []
-        judged = []
-        for label in self.labels_of.get(mention.concept, ()):
-            certainty = mention.certainty
-            if mention.change == "resolved" and certainty is Certainty.PRESENT:
-                certainty = Certainty.ABSENT
-            probability = evidence.probabilities.get(label)
-            boxes = evidence.boxes_of(label, mention.side) if certainty is not Certainty.ABSENT else ()
-            # Every box of the finding lies on the other side: the sentence has left and right the wrong way round.
-            swapped = certainty is Certainty.PRESENT and not boxes and bool(evidence.boxes_of(label))
-            verdict = _verdict(
-                certainty, probability, bool(evidence.boxes_of(label, mention.side)), evidence.cut(label)
-            )
-            verdict = -1 if swapped else verdict
-            judged.append(Statement(label, certainty, verdict, _confidence(certainty, probability), boxes, swapped))
-        return judged
+    def said(self, mentions: Sequence[Mention], evidence: Evidence) -> list[tuple[Mention, Statement]]:
+        """What the mentions of one text say of the labels, held against the evidence."""
+        return self.statements.read(mentions, evidence)
 
     def _losers(self, said: list[tuple[Mention, int]], rows: list[tuple[Sentence, tuple[Statement, ...]]]) -> set[int]:
         """Rows on the less probable side of a contradiction inside the report."""
@@ -171,7 +86,8 @@ class Structurer:
 def share_sides(mentions: Sequence[Mention]) -> list[Mention]:
     """Gives a mention without a side the only side that its sentence names.
 
-    In "an infiltrate with air bronchograms in the right lower lobe" the place belongs to both findings.
+    In "an infiltrate with air bronchograms in the right lower lobe" the place belongs to both findings, and "no lesion
+    or effusion on the left" denies no lesion of the right.
     """
     sides: dict[int, set[str]] = {}
     for mention in mentions:
@@ -179,32 +95,12 @@ def share_sides(mentions: Sequence[Mention]) -> list[Mention]:
             sides.setdefault(mention.sentence, set()).add(mention.side)
     return [
         mention._replace(side=next(iter(sides[mention.sentence])))
-        if mention.side is None and len(sides.get(mention.sentence, ())) == 1 and mention.certainty is Certainty.PRESENT
+        if mention.side is None
+        and len(sides.get(mention.sentence, ())) == 1
+        and (mention.certainty is Certainty.PRESENT or (mention.concept in general_concepts() and not mention.place))
         else mention
         for mention in mentions
     ]
-
-
-def _verdict(certainty: Certainty, probability: float | None, boxed: bool, cut: Threshold) -> int:
-    if probability is None and not boxed:
-        return 0
-    high = boxed or (probability is not None and probability >= cut.upper)
-    low = not high and probability is not None and probability <= cut.lower
-    if certainty is Certainty.UNCERTAIN:
-        return 0 if low else 1
-    if certainty is Certainty.PRESENT:
-        return 1 if high else -1 if low else 0
-    return -1 if high else 1 if low else 0
-
-
-def _confidence(certainty: Certainty, probability: float | None) -> float | None:
-    if probability is None:
-        return None
-    if certainty is Certainty.PRESENT:
-        return probability
-    if certainty is Certainty.ABSENT:
-        return 1.0 - probability
-    return max(probability, 1.0 - abs(2.0 * probability - 1.0))
 
 
 def _least(statements: Sequence[Statement]) -> float:

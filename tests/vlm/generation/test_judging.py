@@ -12,9 +12,10 @@ from generation_text import byte_level, draw_prompt, random_model
 from knowledge.graph import KnowledgeGraph
 from vlm.generation.beam_search import BeamSettings, beam_search
 from vlm.generation.confidence import calibration_error, cross_fitted, fit_confidence, sentence_outcomes
+from vlm.generation.evidence import Evidence
 from vlm.generation.judging import FORBIDDING, EvidenceJudge, Judges, watched_words
 from vlm.generation.planning import beam_plan
-from vlm.generation.structuring import Evidence, Structurer, withhold
+from vlm.generation.structuring import Structurer, withhold
 from vlm.generation.tokens import TokenTable
 from vlm.types import Box, InputError, Report
 
@@ -39,14 +40,25 @@ def evidence() -> Evidence:
         ("No nodule.", True, 1),
         ("There is a pleural effusion", False, 0),  # it may be denied yet
         ("There is a pleural effusion.", True, 1),
-        ("Pulmonary edema. The lungs are clear. No pulmonary edema.", True, 1),
+        ("Pulmonary edema. No pulmonary edema.", True, 1),
+        ("No lesion is seen", False, 0),  # of which side, it does not say yet
+        ("No lesion is seen in the right", False, 0),
+        ("No lesion is seen in the left", False, 1),
+        ("No lesion is seen in the left lung.", True, 1),
+        ("No lesion is seen in the right lung.", True, 0),
+        ("No lesion is seen.", True, 1),
+        ("The lungs are clear", False, 1),
+        ("The lungs show no abnormality", False, 1),
+        ("The bones show no abnormality", False, 0),
+        ("The right lung is clear.", True, 0),
         ("The heart is normal.", True, 0),
     ],
 )
 def test_what_a_text_pays_for(text: str, finished: bool, count: int) -> None:
     judge = EvidenceJudge(structurer(), evidence(), 2.0)
     assert judge.count(text, finished) == count
-    cut = FORBIDDING * (text.startswith("No nodule") or "nodule in the right" in text)
+    denied = text.startswith(("No nodule", "No lesion is seen in the left", "The lungs"))
+    cut = FORBIDDING * (count > 0 and (denied or "nodule in the right" in text))
     assert judge.penalty(text, finished) == 2.0 * count + cut
 
 

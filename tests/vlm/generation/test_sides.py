@@ -7,7 +7,8 @@ import pytest
 
 from knowledge.graph import KnowledgeGraph
 from vlm.generation.consistency import rerank
-from vlm.generation.structuring import Evidence, Structurer
+from vlm.generation.evidence import Evidence
+from vlm.generation.structuring import Structurer
 from vlm.types import Box
 
 

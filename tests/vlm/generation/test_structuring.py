@@ -11,8 +11,9 @@ from knowledge.graph import KnowledgeGraph
 from vlm.generation.checking import unmet_in
 from vlm.generation.compiling import compile_constraints
 from vlm.generation.consistency import agreement, consensus_rerank, rerank
+from vlm.generation.evidence import Evidence
 from vlm.generation.steering import Threshold, choose_thresholds, steer, term_automaton
-from vlm.generation.structuring import Evidence, Structurer, abstain
+from vlm.generation.structuring import Structurer, abstain
 from vlm.generation.wording import Wording, wording_of
 from vlm.types import Box, InputError
 

@@ -1,0 +1,222 @@
+"""What a report says of each label, held against that label's probability and boxes.
+
+| the sentence says | probability at or above upper, or a box | in between | at or below lower |
+|---|---|---|---|
+| present | supported | unsupported | contradicted |
+| absent | contradicted | unsupported | supported |
+| uncertain | supported | supported | unsupported |
+| present, on the side where no box of it lies | contradicted | contradicted | contradicted |
+| absent on one side | contradicted by a box there, supported by boxes on the other alone | unsupported | supported |
+
+"No lesion in the left lung" and "the lungs are clear" (`knowledge.general`) are held against every label for which they
+leave no room. A box of one there contradicts them, for clear lungs a calcified one too; so does a probability at or
+above the upper cut, where that finding lies nowhere else and no side is named. They are supported when every label
+bears them out. "There is a lesion" is supported by any box there. "No abnormality" is contradicted by a box of what it
+excludes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from knowledge.denials import ACUTE_WEIGHT, Denial, generals_of
+from knowledge.extraction import Mention
+from knowledge.general import ACTIVE_DISEASE, LESION
+from knowledge.graph import KnowledgeGraph
+from knowledge.ontology import Certainty
+from vlm.generation.evidence import Evidence
+from vlm.generation.steering import Threshold
+
+PRESENT, ABSENT, UNCERTAIN = Certainty.PRESENT, Certainty.ABSENT, Certainty.UNCERTAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What one mention says of one label, judged.
+
+    Args:
+        label: of the view.
+        certainty: what is said.
+        verdict: 1 supported, 0 nothing measured, -1 contradicted.
+        confidence: probability that the statement is right; None when the label has no probability.
+        boxes: the boxes that it rests on.
+        swapped: it is said to be present on a side where no box of it lies.
+        general: the general concept ("lesion") that is held against this label among others; None for a statement of
+            the label itself.
+    """
+
+    label: str
+    certainty: Certainty
+    verdict: int
+    confidence: float | None
+    boxes: tuple[int, ...]
+    swapped: bool = False
+    general: str | None = None
+
+    @property
+    def about(self) -> str:
+        """What is said to be there or not; statements about one thing in one sentence count once."""
+        return self.general or self.label
+
+
+class _Scope(NamedTuple):
+    """How a general statement speaks of a label: by its boxes, by its probability."""
+
+    boxed: bool
+    likely: bool
+
+
+class StatementReader:
+    """Holds mentions against a study's evidence.
+
+    Args:
+        graph: that the mentions were read with.
+        view: name of the label list's view.
+    """
+
+    def __init__(self, graph: KnowledgeGraph, view: str) -> None:
+        self.graph = graph
+        self.labels = graph.views[view]
+        self.labels_of = graph.label_of(view)
+        self.generals = generals_of(graph)
+        self._scopes: dict[tuple[str, str | None, bool], dict[str, _Scope]] = {}
+
+    def read(self, mentions: Sequence[Mention], evidence: Evidence) -> list[tuple[Mention, Statement]]:
+        """What the mentions of one text say; a label that words deny by name is not told again as a part of more."""
+        out = [(m, s) for m in mentions for s in self.statements(m, evidence)]
+        named = {(m.start, m.end, s.label) for m, s in out if s.general is None}
+        return [(m, s) for m, s in out if s.general is None or (m.start, m.end, s.label) not in named]
+
+    def statements(self, mention: Mention, evidence: Evidence) -> list[Statement]:
+        """What one mention says."""
+        certainty = mention.certainty
+        if mention.change == "past":
+            return []
+        if mention.change == "resolved" and certainty is PRESENT:
+            certainty = ABSENT
+        named = self.labels_of.get(mention.concept, ())
+        judged = [self._statement(label, mention, certainty, evidence) for label in named]
+        denial = self.generals.of(mention)
+        if denial is None or certainty is UNCERTAIN:
+            return judged
+        return judged + (self._nothing if certainty is ABSENT else self._anything)(denial, evidence)
+
+    def denied_labels(self, mention: Mention) -> tuple[str, ...]:
+        """Labels for which the denial of a general concept leaves no room, and that lie nowhere else."""
+        denial = self.generals.of(mention)
+        if denial is None or mention.certainty is not ABSENT:
+            return ()
+        return tuple(label for label, scope in self._scope(denial).items() if scope.likely)
+
+    def _statement(self, label: str, mention: Mention, certainty: Certainty, evidence: Evidence) -> Statement:
+        probability, cut = evidence.probabilities.get(label), evidence.cut(label)
+        every, here = evidence.boxes_of(label), evidence.boxes_of(label, mention.side)
+        boxes = here if certainty is not ABSENT else ()
+        # Every box of the finding lies on the other side: the sentence has left and right the wrong way round.
+        swapped = certainty is PRESENT and not here and bool(every)
+        if swapped or (mention.concept == "normal" and certainty is PRESENT and self._marked(mention, evidence)):
+            verdict = -1
+        elif certainty is ABSENT and mention.side in ("left", "right"):
+            verdict = _verdict_of_side(probability, bool(here), bool(every), cut)
+        else:
+            verdict = _verdict(certainty, probability, bool(here), cut)
+        return Statement(label, certainty, verdict, _confidence(certainty, probability), boxes, swapped)
+
+    def _marked(self, normal: Mention, evidence: Evidence) -> bool:
+        """Whether a box marks what a study without (acute) abnormality does not have."""
+        least = ACUTE_WEIGHT if "acute" in normal.attributes else 0.0
+        weights = self.graph.exclusion_weights
+        marked = [label for label in self.labels if evidence.boxes_of(label)]
+        return any(weights.get(("normal", id), -1.0) >= least for label in marked for id in self.labels[label])
+
+    def _nothing(self, denial: Denial, evidence: Evidence) -> list[Statement]:
+        """ "No lesion", of a place or a side."""
+        rows = []
+        for label, scope in self._scope(denial).items():
+            probability, cut = evidence.probabilities.get(label), evidence.cut(label)
+            every, here = evidence.boxes_of(label), evidence.boxes_of(label, denial.side)
+            boxed = bool(here) and scope.boxed
+            if not boxed and (probability is None or not scope.likely):
+                continue
+            if denial.side is not None:
+                verdict = _verdict_of_side(probability, boxed, bool(every), cut)
+            else:
+                verdict = _verdict(ABSENT, probability, boxed, cut)
+            rows.append((label, verdict, _confidence(ABSENT, probability)))
+        most = int(all(verdict > 0 for _, verdict, _ in rows))
+        return [Statement(label, ABSENT, min(verdict, most), p, (), general=denial.id) for label, verdict, p in rows]
+
+    def _anything(self, denial: Denial, evidence: Evidence) -> list[Statement]:
+        """ "There is a lesion", in a place or on a side: what bears it out, else what speaks against it."""
+        found, against, low = [], [], True
+        for label, scope in self._scope(denial).items():
+            probability, cut = evidence.probabilities.get(label), evidence.cut(label)
+            every, here = evidence.boxes_of(label), evidence.boxes_of(label, denial.side)
+            confidence = _confidence(PRESENT, probability)
+            likely = scope.likely and probability is not None
+            if here or (not every and likely and _verdict(PRESENT, probability, False, cut) > 0):
+                found.append(Statement(label, PRESENT, 1, confidence, here, general=denial.id))
+            elif every:
+                against.append(Statement(label, PRESENT, -1, confidence, (), True, denial.id))
+            elif likely:
+                low = low and _verdict(PRESENT, probability, False, cut) < 0
+                against.append(Statement(label, PRESENT, -1, confidence, (), general=denial.id))
+        swapped = [statement for statement in against if statement.swapped]
+        if found:  # as likely as the likeliest of what it may be
+            likeliest = max((s.confidence for s in found if s.confidence is not None), default=None)
+            return [replace(statement, confidence=likeliest) for statement in found]
+        if swapped:
+            return swapped
+        # The likeliest finding is what a lesion would be.
+        best = max(against, key=lambda statement: statement.confidence or 0.0, default=None)
+        return [] if best is None else [replace(best, verdict=-1 if low else 0)]
+
+    def _scope(self, denial: Denial) -> dict[str, _Scope]:
+        """The labels that a general statement speaks of."""
+        key = (denial.id, denial.place, denial.acute)
+        if key not in self._scopes:
+            generals, place = self.generals, denial.place
+            if place is not None and denial.side is not None:
+                place = place.removeprefix(f"{denial.side}_")
+            # A box does not tell whether what it marks is old.
+            wide = generals.kinds(LESION if denial.id == ACTIVE_DISEASE else denial.id)
+            scopes = {}
+            for label, concepts in self.labels.items():
+                spoken = [id for id in concepts if not denial.acute or generals.is_acute(id)]
+                likely = any(id in generals.kinds(denial.id) and generals.homes_in(id, place) for id in spoken)
+                boxed = any(id in wide and generals.may_lie_in(id, place) for id in spoken)
+                if likely or boxed:
+                    scopes[label] = _Scope(boxed, likely)
+            self._scopes[key] = scopes
+        return self._scopes[key]
+
+
+def _verdict(certainty: Certainty, probability: float | None, boxed: bool, cut: Threshold) -> int:
+    if probability is None and not boxed:
+        return 0
+    high = boxed or (probability is not None and probability >= cut.upper)
+    low = not high and probability is not None and probability <= cut.lower
+    if certainty is Certainty.UNCERTAIN:
+        return 0 if low else 1
+    if certainty is Certainty.PRESENT:
+        return 1 if high else -1 if low else 0
+    return -1 if high else 1 if low else 0
+
+
+def _verdict_of_side(probability: float | None, boxed: bool, elsewhere: bool, cut: Threshold) -> int:
+    """Of what is denied on one side: a probability is about both, so a high one says nothing of it."""
+    if boxed or elsewhere:
+        return -1 if boxed else 1
+    return int(probability is not None and probability <= cut.lower)
+
+
+def _confidence(certainty: Certainty, probability: float | None) -> float | None:
+    if probability is None:
+        return None
+    if certainty is Certainty.PRESENT:
+        return probability
+    if certainty is Certainty.ABSENT:
+        return 1.0 - probability
+    return max(probability, 1.0 - abs(2.0 * probability - 1.0))
