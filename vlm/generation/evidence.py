@@ -43,6 +43,12 @@ class Evidence:
             and (side is None or self._on(box, side))
         )
 
+    def surest(self, label: str, side: str) -> float:
+        """Confidence of the surest box of a label on the patient's side, those that don't count included; 0 without
+        one."""
+        found = (box.confidence for box in self.boxes if box.label == label and self._on(box, side))
+        return max((1.0 if confidence is None else confidence for confidence in found), default=0.0)
+
     def _on(self, box: Box, side: str) -> bool:
         if side == "bilateral" or box.image >= len(self.widths):
             return True

@@ -29,6 +29,9 @@ from knowledge.ontology import Certainty
 from vlm.generation.evidence import Evidence
 from vlm.generation.steering import Threshold
 
+FAINTEST = 0.02
+"""Confidence below which a box says nothing: detectors don't keep fainter ones."""
+
 PRESENT, ABSENT, UNCERTAIN = Certainty.PRESENT, Certainty.ABSENT, Certainty.UNCERTAIN
 
 
@@ -122,7 +125,10 @@ class StatementReader:
             verdict = _verdict_of_side(probability, bool(here), bool(every), cut)
         else:
             verdict = _verdict(certainty, probability, bool(here), cut)
-        return Statement(label, certainty, verdict, _confidence(certainty, probability), boxes, swapped)
+        confidence = _confidence(certainty, probability)
+        if certainty is ABSENT and mention.side is not None:
+            confidence = _confidence_of_side(label, mention.side, confidence, evidence)
+        return Statement(label, certainty, verdict, confidence, boxes, swapped)
 
     def _marked(self, normal: Mention, evidence: Evidence) -> bool:
         """Whether a box marks what a study without (acute) abnormality does not have."""
@@ -140,11 +146,13 @@ class StatementReader:
             boxed = bool(here) and scope.boxed
             if not boxed and (probability is None or not scope.likely):
                 continue
+            confidence = _confidence(ABSENT, probability)
             if denial.side is not None:
                 verdict = _verdict_of_side(probability, boxed, bool(every), cut)
+                confidence = _confidence_of_side(label, denial.side, confidence, evidence)
             else:
                 verdict = _verdict(ABSENT, probability, boxed, cut)
-            rows.append((label, verdict, _confidence(ABSENT, probability)))
+            rows.append((label, verdict, confidence))
         most = int(all(verdict > 0 for _, verdict, _ in rows))
         return [Statement(label, ABSENT, min(verdict, most), p, (), general=denial.id) for label, verdict, p in rows]
 
@@ -220,3 +228,11 @@ def _confidence(certainty: Certainty, probability: float | None) -> float | None
     if certainty is Certainty.ABSENT:
         return 1.0 - probability
     return max(probability, 1.0 - abs(2.0 * probability - 1.0))
+
+
+def _confidence_of_side(label: str, side: str, confidence: float | None, evidence: Evidence) -> float | None:
+    """Of what is denied on one side: where boxes tell the sides apart, the surest one there speaks, not the probability
+    of the whole study."""
+    if side not in ("left", "right") or not evidence.boxes_of(label):
+        return confidence
+    return 1.0 - max(FAINTEST, evidence.surest(label, side))

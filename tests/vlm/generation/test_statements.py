@@ -63,7 +63,7 @@ def test_the_sentence_names_the_labels_that_speak_against_it_and_the_assertion_p
         {"findings": "No lesion is seen in the left lung. There is a lesion in the left lung."}, INFILTRATE
     )
     assert "infiltrate" in denied.labels
-    assert denied.confidence == pytest.approx(0.01)
+    assert denied.confidence == pytest.approx(0.1)
     assert (said.labels, said.boxes, said.confidence) == (("infiltrate",), (0,), pytest.approx(0.99))
 
 
@@ -115,3 +115,15 @@ def test_a_view_may_have_the_general_word_as_a_label() -> None:
     for text, expected in (("No lung lesion.", "contradicted"), ("There is a lung lesion.", "supported")):
         (sentence,) = own.sentences({"findings": text}, seen({label: 0.9}))
         assert (sentence.status, sentence.labels) == (expected, (label,))
+
+
+def test_the_confidence_of_a_denial_on_one_side_is_about_that_side() -> None:
+    for text in ("The right lung is clear.", "No lesion is seen in the right lung.", "No infiltrate on the right."):
+        (sentence,) = structurer().sentences({"findings": text}, INFILTRATE)
+        assert sentence.status == "supported"
+        assert sentence.confidence == pytest.approx(0.98)
+    faint = Evidence({"nodule": 0.99}, (Box(LEFT, "nodule", 0, 0.9), Box(RIGHT, "nodule", 0, 0.3)), (512,), None, 0.5)
+    (sentence,) = structurer().sentences({"findings": "No nodule in the right lung."}, faint)
+    assert (sentence.status, sentence.confidence) == ("supported", pytest.approx(0.7))
+    (sentence,) = structurer().sentences({"findings": "No nodule in the left lung."}, faint)
+    assert (sentence.status, sentence.confidence) == ("contradicted", pytest.approx(0.1))
