@@ -359,6 +359,7 @@ class Generation(Strict):
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 120
     length_penalty: Real = 1.0
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=20)] = 0
+    no_repeat_in_sentence: Annotated[int, Field(ge=0, le=20)] = 4
     max_must: Annotated[int, Field(ge=0, le=20)] = 4
     sensitivity: Annotated[Real, Field(gt=0, le=1)] = 0.95
     precision: Annotated[Real, Field(gt=0, le=1)] = 0.7

@@ -28,6 +28,7 @@ from vlm.generation.planning import beam_plan
 from vlm.generation.sampling import sample
 from vlm.generation.steering import steer, term_automaton
 from vlm.generation.structuring import Structurer
+from vlm.generation.tokens import TokenTable
 from vlm.generation.trace import Recorder
 from vlm.generation.wording import wording_of
 from vlm.models.language import UNWRITTEN
@@ -312,6 +313,8 @@ class Writer:
             max_new_tokens=generation.max_new_tokens,
             length_penalty=generation.length_penalty,
             no_repeat_ngram_size=generation.no_repeat_ngram_size,
+            no_repeat_in_sentence=generation.no_repeat_in_sentence,
+            sentence_end_ids=TokenTable.of(tokenizer).sentence_ends,
             eos_token_ids=(tokenizer.eos_token_id, self.break_id),
             pad_token_id=tokenizer.pad_token_id,
             suppress_token_ids=self.suppressed,

@@ -29,6 +29,9 @@ SPARE = 32
 BLOCK = 32
 """Tokens of a block, of which the best stands for all when the best offers are looked for."""
 
+STUTTER = 20.0
+"""Nats for repeating an n-gram of the sentence: dear, and not forbidden, for a required term may be in it."""
+
 ASKED = 3
 """Offers that required terms may bring in, as a multiple of those kept."""
 
@@ -105,6 +108,8 @@ class Proposer:
         self.judges, self.trace = judges, trace
         self.settings, self.tracker, self.ends, self.prompt_ids = settings, tracker, ends, prompt_ids
         self.keep = max(2, 1 + len(settings.eos_token_ids)) * settings.num_beams  # C
+        self.closes = torch.zeros(len(ends), dtype=torch.bool, device=ends.device)  # (V,) tokens that end a sentence
+        self.closes[[id for id in settings.sentence_end_ids if id < len(ends)]] = True
 
     def propose(self, logits: Tensor, beams: Running) -> Offers:
         """The C continuations that go on: from each beam's best tokens, and from those that a constraint asks for."""
@@ -266,16 +271,38 @@ class Proposer:
                 logits = logits.masked_fill(self.ends, -math.inf)
             else:
                 logits[..., list(self.settings.eos_token_ids)] = -math.inf
+        logits = self._unstutter(logits, beams)
         history = beams.tokens[:, :, : beams.step]
         if size and self.prompt_ids is not None:
             prompt = self.prompt_ids[:, None].expand(-1, history.shape[1], -1)
             history = torch.cat([prompt, history], -1)
         if not size or history.shape[-1] < size:
             return logits
-        windows = history.unfold(-1, size, 1)  # (B, K, W, n)
-        prefix = history[..., history.shape[-1] + 1 - size :]
-        repeated = (windows[..., :-1] == prefix[:, :, None]).all(-1)
-        spare = logits.shape[-1]
-        banned = torch.zeros(*logits.shape[:-1], spare + 1, dtype=torch.bool, device=logits.device)
-        banned.scatter_(-1, windows[..., -1].where(repeated, spare), True)
-        return logits.masked_fill(banned[..., :spare], -math.inf)
+        repeated, last = _again(history, size)
+        banned = torch.zeros(*logits.shape[:-1], logits.shape[-1] + 1, dtype=torch.bool, device=logits.device)
+        banned.scatter_(-1, last.where(repeated, logits.shape[-1]), True)
+        return logits.masked_fill(banned[..., :-1], -math.inf)
+
+    def _unstutter(self, logits: Tensor, beams: Running) -> Tensor:
+        """Logits with a price on tokens that repeat an n-gram of their sentence."""
+        size, step = self.settings.no_repeat_in_sentence, beams.step
+        if not size or step < size:
+            return logits
+        history = beams.tokens[:, :, :step]
+        closed = self.closes[history.clamp(max=len(self.closes) - 1)]
+        # The sentence begins behind the last token that ended one.
+        begun = (closed * torch.arange(1, step + 1, device=history.device)).amax(-1, keepdim=True)
+        repeated, last = _again(history, size)
+        study, beam, place = (repeated & (torch.arange(step + 1 - size, device=begun.device) >= begun)).nonzero(
+            as_tuple=True
+        )
+        tokens = last[study, beam, place]
+        logits[study, beam, tokens] = logits[study, beam, tokens] - STUTTER  # the same one twice pays once
+        return logits
+
+
+def _again(history: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Which n-grams of the history (B, K, T) begin as it ends, (B, K, T - n + 1) bool, and the last token of each."""
+    windows = history.unfold(-1, size, 1)  # (B, K, W, n)
+    prefix = history[..., history.shape[-1] + 1 - size :]
+    return (windows[..., :-1] == prefix[:, :, None]).all(-1), windows[..., -1]

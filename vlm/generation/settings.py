@@ -22,6 +22,9 @@ class BeamSettings:
         early_stopping: True stops at `num_beams` finished answers, False by transformers' estimate, "never" by the
             exact bound.
         no_repeat_ngram_size: n-grams of tokens of this size occur once; 0 for no such rule.
+        no_repeat_in_sentence: n-grams of tokens of this size come twice in a sentence only where nothing else may be
+            written ("25 mm in diameter, 25 mm in diameter, ..."); 0 for no such rule.
+        sentence_end_ids: tokens that end a sentence, for the rule above; none: the text is one sentence.
         eos_token_ids: any of them ends an answer.
         pad_token_id: fills up; None for the first end token.
         suppress_token_ids: never written (the de-identifier's mark, say).
@@ -36,6 +39,8 @@ class BeamSettings:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     no_repeat_ngram_size: int = 0
+    no_repeat_in_sentence: int = 0
+    sentence_end_ids: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     suppress_token_ids: tuple[int, ...] = ()
@@ -51,8 +56,9 @@ class BeamSettings:
             )
         if not math.isfinite(self.length_penalty):
             raise InputError(f"length_penalty is {self.length_penalty}: it must be a finite number")
-        if self.no_repeat_ngram_size < 0:
-            raise InputError(f"no_repeat_ngram_size is {self.no_repeat_ngram_size}: it must be 0 (off) or more")
+        for name in ("no_repeat_ngram_size", "no_repeat_in_sentence"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be 0 (off) or more")
         if self.early_stopping not in (True, False, "never"):
             raise InputError(f"early_stopping is {self.early_stopping!r}: it must be true, false or 'never'")
         if not self.eos_token_ids:

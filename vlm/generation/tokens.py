@@ -77,6 +77,12 @@ class TokenTable:
             _TABLES[tokenizer] = cls(_pieces(tokenizer), tokenizer)
         return _TABLES[tokenizer]
 
+    @cached_property
+    def sentence_ends(self) -> tuple[int, ...]:
+        """Tokens that hold a full stop or a line break."""
+        marks = [mark.encode() for mark in (*STOPS, "\n")]
+        return tuple(token for token, piece in enumerate(self.pieces) if any(mark in piece for mark in marks))
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))

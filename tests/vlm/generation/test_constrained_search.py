@@ -15,6 +15,7 @@ import vlm.generation.tracker as tracker
 from vlm.generation.beam_search import BeamSettings, beam_search
 from vlm.generation.compiling import compile_constraints
 from vlm.generation.constraints import Constraints, TermSet
+from vlm.generation.tokens import TokenTable
 from vlm.types import InputError
 
 CONCEPTS = (
@@ -239,3 +240,45 @@ def test_a_soft_weight_moves_the_score_and_no_more() -> None:
         50.0 if appears(text_of("byte", best.tokens), ("a", "e", "i", "the")) else 0.0, abs=1e-2
     )
     assert best.score >= plain.score - 1e-3
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_sentence_does_not_stutter(size: int) -> None:
+    model, tokenizer = random_model("byte"), byte_level()
+    ends = TokenTable.of(tokenizer).sentence_ends
+    assert tokenizer.encode(".")[0] in ends
+    stuttering = 0
+    for seed in range(8):
+        prompt = draw_prompt(model, 2, random.Random(seed))
+        rule = settings(3, 40, no_repeat_in_sentence=size, sentence_end_ids=ends)
+        for plain, careful in zip(
+            beam_search(model, settings(3, 40), input_ids=prompt),
+            beam_search(model, rule, input_ids=prompt),
+            strict=True,
+        ):
+            assert not stutters(careful[0].tokens, size, ends)
+            stuttering += stutters(plain[0].tokens, size, ends)
+    assert stuttering
+
+
+def stutters(tokens: tuple[int, ...], size: int, ends: tuple[int, ...]) -> bool:
+    """Whether an n-gram comes twice in a sentence."""
+    start, seen = 0, set()
+    for at in range(size, len(tokens) + 1):
+        gram = tokens[at - size : at]
+        if at - size >= start and gram in seen:
+            return True
+        seen.add(gram)
+        if tokens[at - 1] in ends:
+            start, seen = at, set()
+    return False
+
+
+def test_a_term_is_written_though_it_repeats_what_its_sentence_says() -> None:
+    model, tokenizer = random_model("byte"), byte_level()
+    twice = TermSet("twice", ("pneumothorax and pneumothorax",))
+    compiled = compile_constraints(Constraints(must_appear=(twice,)), tokenizer, 40)
+    rule = settings(2, 40, no_repeat_in_sentence=1, sentence_end_ids=TokenTable.of(tokenizer).sentence_ends)
+    (found,) = beam_search(model, rule, input_ids=torch.tensor([[5, 9]]), constraints=[compiled])
+    assert found[0].unmet == ()
+    assert appears(text_of("byte", found[0].tokens), twice.terms)
