@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from knowledge.phrases import Phrase, Reading
+from knowledge.phrases import Phrase, Reading, is_general
 
 _DISTANCES = ("above", "below", "from", "proximal", "distal", "to", "past", "beyond")
 UNITS = {"mm": 1.0, "cm": 10.0, "millimeter": 1.0, "centimeter": 10.0}
@@ -25,15 +25,21 @@ def attach(clause: list[Phrase], found: list[Reading], sides: dict[str, str]) ->
             if attribute is not None and r is owners[-1] and attribute not in r.attributes and not r.nothing:
                 r.attributes.append(attribute)
             if place is not None:
-                if r.nothing and r.place not in (None, place):
+                if is_general(r) and r.place not in (None, place):
                     r.also.append(place)
                 r.place = r.place or place
-            if side is not None:
+            if side is not None and (r is owners[-1] or _has_side(r, side, sides)):
                 said = "bilateral" if side == "both" else side
                 r.side = said if r.side in (None, said) else "bilateral"
     for r in found:
         if r.side is None and r.place is not None:
             r.side = sides.get(r.place)
+
+
+def _has_side(r: Reading, side: str, sides: dict[str, str]) -> bool:
+    """Whether the place of a finding may be on a side: the heart is not, and the left lung is not on both."""
+    own = sides.get(r.place) if r.place is not None else side
+    return own == side or (own is None and f"left_{r.place}" in sides)
 
 
 def _owners(clause: list[Phrase], i: int, by_index: dict[int, list[Reading]], adjective: bool) -> list[Reading]:

@@ -7,19 +7,15 @@ that it can cover.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from knowledge.general import ABNORMALITY, ACTIVE_DISEASE, LESION, WHOLE
 from knowledge.lexicon import Composite, Lexicon
 from knowledge.ontology import Certainty
-from knowledge.phrases import Phrase, Reading, cue_before, next_roles
+from knowledge.phrases import EXCEPTIONS, Phrase, Reading, next_roles
 
-PRESENT, ABSENT = Certainty.PRESENT, Certainty.ABSENT
+ABSENT = Certainty.ABSENT
 REACH = 12  # words between a state and what it is said of
 _WIDE = ("lung", "thorax", "abdomen", "cardiopulmonary", "blood_vessel", "body")
 Table = dict[tuple[str, str], tuple[Composite, ...]]
 _STOPS_NOUN_PHRASE = frozenset({"verb", "ends", "negates_near", "asserts", "hedges_after", "negates_after"})
-_ACUTE = ("infection", "injury", "trauma")  # no chronic finding contradicts that there is none
 _CROSS_VERBS = ("tip",)  # "the tip is in the superior vena cava" says the same as "tip in the superior vena cava"
 
 
@@ -128,52 +124,5 @@ def _too_wide(head: Phrase) -> bool:
 
 def _only_the_rest(clause: list[Phrase], i: int) -> bool:
     """Whether a state is said of the remainder: "the lungs are otherwise clear" denies nothing named before."""
-    return any("rest" in p.roles for p in clause[:i]) or next_roles(clause, i).get("rest") == "elsewhere"
-
-
-def nothing_wrong(clause: list[Phrase], lexicon: Lexicon) -> list[Reading]:
-    """A denied generic word: "no abnormality" says the study is normal, "no bony abnormality" that bones are.
-
-    What bones that are normal do not have is read too ("fracture", absent); the denial itself is named by `settled`.
-    """
-    out = []
-    for i, p in enumerate(clause):
-        if "generic" not in p.roles or "finding" in p.roles:
-            continue
-        cue = cue_before(clause, i, "negates_after")
-        if cue is None or any("finding" in q.roles for q in clause[cue:i]):
-            continue
-        if not {"hedges_after", "asserts"}.isdisjoint(next_roles(clause, i)) and i + 2 < len(clause):
-            continue  # "no findings suspicious for pneumonia" is about the pneumonia
-        parts = [q.roles["place"] for q in clause[cue:i] if "place" in q.roles]
-        said = list(dict.fromkeys(q.roles["attribute"] for q in clause[cue:i] if "attribute" in q.roles))
-        if p.roles["generic"] in _ACUTE and "acute" not in said:
-            said.append("acute")
-        span = clause[cue].start, p.end, i
-        denied = {c.concept: place for place in parts for c in lexicon.composites.get((place, "normal"), ())}
-        for concept, place in denied.items():
-            if concept not in ("normal", ACTIVE_DISEASE):
-                out.append(Reading(concept, *span, ABSENT, True, place=place, attributes=list(said)))
-        out.append(Reading("normal", *span, PRESENT, True, attributes=said, nothing=True))
-    return out
-
-
-def settled(found: list[Reading]) -> list[Reading]:
-    """Names what the denied generic words among the readings of a clause deny, now that it is known where.
-
-    Of a whole study it says that it is normal, unless a part of it was named beside; of a place or a side that there is
-    no abnormality; a focal one is a lesion.
-    """
-    out = []
-    for r in found:
-        places = [place for place in (r.place, *r.also) if place not in WHOLE]
-        focal = "focal" in r.attributes
-        if not r.nothing:
-            out.append(r)
-        elif focal or r.side is not None or any(places):
-            r.concept, r.certainty = LESION if focal else ABNORMALITY, ABSENT
-            out += [replace(r, place=place) for place in places or [None]]
-        elif not any(other.index == r.index for other in found if other is not r):
-            r.place = None
-            out.append(r)
-    return out
+    excepted = any(p.roles.get("ends") in EXCEPTIONS for p in clause)
+    return excepted or any("rest" in p.roles for p in clause[:i]) or "rest" in next_roles(clause, i)

@@ -2,7 +2,7 @@
 there.
 
 A finding lies where the text puts it, else where the graph locates it; one without a side is not denied by a side.
-Clear lungs spare what is old: of 885 Open-i reports (R2Gen's train and val) that call lungs clear or normal, 68 name
+Clear lungs spare what is old: of 883 Open-i reports (R2Gen's train and val) that call lungs clear or normal, 66 name
 something calcified or scarred in them.
 """
 
@@ -15,7 +15,7 @@ from knowledge.anatomy import around_place
 from knowledge.extraction import Mention
 from knowledge.general import General, general_concepts
 from knowledge.graph import KnowledgeGraph
-from knowledge.ontology import Kind
+from knowledge.ontology import Certainty, Kind
 
 ACUTE_WEIGHT = 0.9
 """`normal excludes X` of at least this weight says that X is acute, so that "no acute abnormality" excludes it too."""
@@ -69,6 +69,11 @@ class Generals:
             place = next(iter(self.graph.places(mention.concept)), None)
         side = mention.side if mention.side in ("left", "right") else None
         return Denial(name, place, side, "acute" in mention.attributes)
+
+    def denies_all(self, mention: Mention) -> bool:
+        """Whether a mention denies a general concept altogether: not a new, a large or a malignant one alone."""
+        some = mention.change in ("new", "resolved", "past") or not {"focal", "acute"}.issuperset(mention.attributes)
+        return mention.certainty is Certainty.ABSENT and not some and self.of(mention) is not None
 
     def denies(self, absent: Mention, present: Mention) -> bool:
         """Whether the denial of a general concept leaves no room for a finding that is said to be present."""

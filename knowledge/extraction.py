@@ -46,7 +46,8 @@ class Mention(NamedTuple):
         certainty: present, absent or uncertain.
         place: anatomy concept id; None when not stated.
         side: the patient's "left", "right" or "bilateral"; None when not stated.
-        attributes: attribute concept ids, in the order of the text.
+        attributes: attribute concept ids, in the order of the text; "qualified" where a general concept is denied of
+            some only.
         measure_mm: largest stated dimension in mm.
         change: "new", "unchanged", "increased", "decreased", "resolved", "past" (history of), or None.
         start, end: character span in the text that was read, end exclusive.

@@ -23,6 +23,9 @@ from knowledge.graph import RESOURCES
 from knowledge.tables import read_rows, split_values
 
 LESION, ACTIVE_DISEASE, ABNORMALITY = "lesion", "active_disease", "abnormality"
+QUALIFIED = "qualified"
+"""Attribute of a denial that speaks of some only: "no malignant lesion", "clear except for ..."."""
+
 WHOLE = frozenset({"body", "thorax", "cardiopulmonary", "abdomen", "pelvis", "head"})
 """Places as wide as a study: "no abnormality" of one says that the study is normal."""
 

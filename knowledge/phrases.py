@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from knowledge.general import general_concepts
 from knowledge.lexicon import Payload
 from knowledge.ontology import Certainty
+
+EXCEPTIONS = ("except", "except for", "apart from", "aside from", "other than", "with the exception of")
+"""Cues behind which stands what a statement is not about."""
 
 
 @dataclass(slots=True)
@@ -23,8 +27,9 @@ class Reading:
     """A mention before its offsets are known: words [start, end), phrase `index` of its clause.
 
     `fixed`: the certainty is not for cues to change. `nothing`: a denied generic word, to be named when it is known
-    where; `also` holds the further places that it is said of. `head`: (concept, start, end) of the finding that a
-    composite is about; where the state is denied (`inside`: "a nodule that is not calcified"), the head stays said.
+    where; `also` holds the further places that it is said of, `some` tells that it does not speak of all. `head`:
+    (concept, start, end) of the finding that a composite is about; where the state is denied (`inside`: "a nodule that
+    is not calcified"), the head stays said.
     """
 
     concept: str
@@ -42,6 +47,12 @@ class Reading:
     inside: bool = False
     nothing: bool = False
     also: list[str] = field(default_factory=list)
+    some: bool = False
+
+
+def is_general(r: Reading) -> bool:
+    """Whether a reading is about anything at all."""
+    return r.nothing or r.concept in general_concepts()
 
 
 def next_roles(phrases: list[Phrase], j: int) -> Payload:

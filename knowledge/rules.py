@@ -140,11 +140,9 @@ def _same_spot(a: Mention, b: Mention, graph: KnowledgeGraph) -> bool:
     sides = {s for s in (a.side, b.side) if s in ("left", "right")}
     if len(sides) == 2:
         return False
-    # A finding's only place names nowhere in particular: "bones are intact" is said of ribs as well.
-    here, there = (None if m.place in graph.places(m.concept) else m.place for m in (a, b))
-    if not here or not there or here == there:
+    if not a.place or not b.place or a.place == b.place:
         return True
-    return here in around_place(there, graph) or there in around_place(here, graph)
+    return a.place in around_place(b.place, graph) or b.place in around_place(a.place, graph)
 
 
 def _denies_less(absent: Mention, present: Mention) -> bool:

@@ -13,8 +13,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 
 from knowledge.attachment import attach, measures
-from knowledge.composites import composites, nothing_wrong, settled
+from knowledge.composites import composites
 from knowledge.lexicon import Lexicon
+from knowledge.nothing import mark_some, nothing_wrong, place_all, settled
 from knowledge.ontology import Certainty
 from knowledge.phrases import Phrase, Reading, cue_before, next_roles
 
@@ -41,7 +42,10 @@ def readings(words: list[str], phrases: list[Phrase], lexicon: Lexicon) -> list[
         Readings in the order of the text.
     """
     out: list[Reading] = []
+    heading: str | None = None
     for clause in clauses(phrases):
+        if clause[0].roles.get("break") != ":":
+            heading = None
         found = composites(clause, lexicon)  # first: a phrase that a composite took is no finding of its own
         found += _findings(clause) + nothing_wrong(clause, lexicon)
         found.sort(key=lambda r: (r.start, r.end))
@@ -54,8 +58,18 @@ def readings(words: list[str], phrases: list[Phrase], lexicon: Lexicon) -> list[
         targets = [r for r in found if r.concept != "normal" or r.nothing]
         attach(clause, targets, lexicon.sides)
         measures(clause, words, [r for r in targets if not r.nothing])
-        out += settled(found)
+        mark_some(phrases, clause, words, found)
+        place_all(clause, found, heading, lexicon.sides)
+        out += settled(found, lexicon.sides)
+        heading = _heading(clause)
     return out
+
+
+def _heading(clause: list[Phrase]) -> str | None:
+    """The place that a clause consists of: "Left kidney:"."""
+    if any(not _SAYS.isdisjoint(p.roles) for p in clause):
+        return None
+    return next((p.roles["place"] for p in clause if "place" in p.roles), None)
 
 
 def clauses(phrases: list[Phrase]) -> list[list[Phrase]]:

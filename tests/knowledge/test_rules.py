@@ -98,6 +98,61 @@ def test_no_contradiction(text: str) -> None:
     assert contradictions(READER.read(text), GRAPH) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No lesion in the left or right lung. Left nodule.",
+        "No abnormality in the left or right lung. Nodule in the right lung.",
+        "No abnormality of the right lung or the left kidney. Left kidney stone.",
+        "No abnormality in the left lung and right lung. Nodule in the right lung.",
+        "No abnormality of the left lung or heart. Cardiomegaly.",
+        "No lesion in the right upper lobe or left lower lobe. Nodule in the left lower lobe.",
+        "No cardiac or left pulmonary abnormality. Cardiomegaly.",
+        "No abnormality of the bones. Rib fracture.",
+        "No lesion in the bones. Lytic lesion in the left rib.",
+        "No abnormality of the pleura. Left pneumothorax.",
+        "No acute cardiopulmonary or osseous abnormality. Pneumonia.",
+        "No lesion; right pleural effusion. Left nodule.",
+        "Left kidney: No lesion. Cyst in the left kidney.",
+        "No lesion or effusion on the right. Right nodule.",
+        "Lungs: No lesion. Mass in the left lung.",
+        "No lesion is seen and there is an effusion on the right. Left nodule.",
+    ],
+)
+def test_lists_and_headings_give_a_denial_its_places(text: str) -> None:
+    assert contradictions(READER.read(text), GRAPH)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No nodules in the lung. Nodule in the right kidney.",
+        "No edema in the lungs. Edema in the brain.",
+        "Lungs are clear. There is a round opacity within the posterior mediastinum.",
+        "The lungs are clear except for an infiltrate in the left lung.",
+        "Apart from the left infiltrate, no lesion is seen.",
+        "No lesion other than an infiltrate in the left lung.",
+        "The left lung is clear with the exception of an infiltrate.",
+        "Infiltrate in the left lung. No lesion elsewhere.",
+        "Infiltrate in the left lung. The left lung is otherwise without lesion.",
+        "Infiltrate. The remaining lungs show no abnormality.",
+        "Nodule on the left; the left lung is clear otherwise.",
+        "Liver: No focal lesion. Nodule in the left lung.",
+        "Bones: No suspicious lesion. Calcified granuloma in the left lung.",
+        "No suspicious lesion. Nodule.",
+        "No malignant disease in the lungs. Pneumonia in the left lung.",
+        "No lesion suspicious for malignancy. Calcified granuloma in the left lung.",
+        "No finding in the left lung to suggest pneumonia. Nodule in the left lung.",
+        "No lesion or effusion on the right. Left nodule.",
+        "No enhancing lesion. Nodule on the left.",
+        "Infiltrate in the left lung. No other lesion in the left lung.",
+        "The previously seen lesion in the left lung has resolved. Nodule in the left lung.",
+    ],
+)
+def test_a_denial_of_some_or_elsewhere_contradicts_nothing(text: str) -> None:
+    assert contradictions(READER.read(text), GRAPH) == []
+
+
 def test_what_the_same_words_deny_by_name_is_told_once() -> None:
     found = contradictions(READER.read("The lungs are clear. Left lower lobe opacity."), GRAPH)
     assert [c.rule for c in found] == ["present_and_absent"]

@@ -2,7 +2,8 @@
 
 A sentence is right when the reference report bears out each of its statements: a finding said to be present that the
 reference says is present or possible, or one said to be absent that the reference does not say is present. Uncertain
-statements are right either way, so they are passed over.
+statements are right either way, and what is denied of one side alone is not told from the reference: both are passed
+over.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def _borne_out(mentions: Sequence[Mention], truth: Mapping[str, Certainty], stru
         (label, Certainty.ABSENT if mention.change == "resolved" else mention.certainty)
         for mention in mentions
         if mention.change != "past"
+        and not (mention.certainty is Certainty.ABSENT and mention.side in ("left", "right"))
         for label in (*structurer.labels_of.get(mention.concept, ()), *structurer.statements.denied_labels(mention))
         if mention.certainty is not Certainty.UNCERTAIN
     }

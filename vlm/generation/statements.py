@@ -43,7 +43,8 @@ class Statement:
         label: of the view.
         certainty: what is said.
         verdict: 1 supported, 0 nothing measured, -1 contradicted.
-        confidence: probability that the statement is right; None when the label has no probability.
+        confidence: probability that the statement is right, of one side by the surest box there; None when nothing was
+            measured.
         boxes: the boxes that it rests on.
         swapped: it is said to be present on a side where no box of it lies.
         general: the general concept ("lesion") that is held against this label among others; None for a statement of
@@ -102,14 +103,16 @@ class StatementReader:
         named = self.labels_of.get(mention.concept, ())
         judged = [self._statement(label, mention, certainty, evidence) for label in named]
         denial = self.generals.of(mention)
-        if denial is None or certainty is UNCERTAIN:
+        if denial is None or mention.change == "resolved":  # of what else is there, that says nothing
             return judged
-        return judged + (self._nothing if certainty is ABSENT else self._anything)(denial, evidence)
+        if certainty is PRESENT:
+            return judged + self._anything(denial, evidence)
+        return judged + (self._nothing(denial, evidence) if self.generals.denies_all(mention) else [])
 
     def denied_labels(self, mention: Mention) -> tuple[str, ...]:
         """Labels for which the denial of a general concept leaves no room, and that lie nowhere else."""
         denial = self.generals.of(mention)
-        if denial is None or mention.certainty is not ABSENT:
+        if denial is None or denial.side is not None or not self.generals.denies_all(mention):
             return ()
         return tuple(label for label, scope in self._scope(denial).items() if scope.likely)
 
@@ -148,7 +151,7 @@ class StatementReader:
                 continue
             confidence = _confidence(ABSENT, probability)
             if denial.side is not None:
-                verdict = _verdict_of_side(probability, boxed, bool(every), cut)
+                verdict = _verdict_of_side(probability, boxed, bool(every) and not here, cut)
                 confidence = _confidence_of_side(label, denial.side, confidence, evidence)
             else:
                 verdict = _verdict(ABSENT, probability, boxed, cut)
@@ -183,13 +186,14 @@ class StatementReader:
 
     def _scope(self, denial: Denial) -> dict[str, _Scope]:
         """The labels that a general statement speaks of."""
-        key = (denial.id, denial.place, denial.acute)
+        place = denial.place
+        if place is not None and denial.side is not None:
+            place = place.removeprefix(f"{denial.side}_")
+        key = (denial.id, place, denial.acute)
         if key not in self._scopes:
-            generals, place = self.generals, denial.place
-            if place is not None and denial.side is not None:
-                place = place.removeprefix(f"{denial.side}_")
-            # A box does not tell whether what it marks is old.
-            wide = generals.kinds(LESION if denial.id == ACTIVE_DISEASE else denial.id)
+            generals, wide = self.generals, self.generals.kinds(denial.id)
+            if denial.id == ACTIVE_DISEASE:  # a box does not tell whether what it marks is old
+                wide = wide | generals.kinds(LESION)
             scopes = {}
             for label, concepts in self.labels.items():
                 spoken = [id for id in concepts if not denial.acute or generals.is_acute(id)]

@@ -4,7 +4,7 @@ Each sentence is read by `knowledge.extraction`, and what it says is held agains
 
 A sentence is contradicted when one of its statements is, or when it is the less probable side of a contradiction inside
 the report (`knowledge.rules`); supported when at least one statement is and none is contradicted. Its confidence is
-that of its least certain statement: p for present, 1 - p for absent.
+that of its least certain statement (`statements`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from knowledge.extraction import Mention, ReportReader, split_sentences
-from knowledge.general import general_concepts
 from knowledge.graph import KnowledgeGraph
 from knowledge.ontology import Certainty
 from knowledge.rules import contradictions
@@ -86,8 +85,7 @@ class Structurer:
 def share_sides(mentions: Sequence[Mention]) -> list[Mention]:
     """Gives a mention without a side the only side that its sentence names.
 
-    In "an infiltrate with air bronchograms in the right lower lobe" the place belongs to both findings, and "no lesion
-    or effusion on the left" denies no lesion of the right.
+    In "an infiltrate with air bronchograms in the right lower lobe" the place belongs to both findings.
     """
     sides: dict[int, set[str]] = {}
     for mention in mentions:
@@ -95,9 +93,7 @@ def share_sides(mentions: Sequence[Mention]) -> list[Mention]:
             sides.setdefault(mention.sentence, set()).add(mention.side)
     return [
         mention._replace(side=next(iter(sides[mention.sentence])))
-        if mention.side is None
-        and len(sides.get(mention.sentence, ())) == 1
-        and (mention.certainty is Certainty.PRESENT or (mention.concept in general_concepts() and not mention.place))
+        if mention.side is None and len(sides.get(mention.sentence, ())) == 1 and mention.certainty is Certainty.PRESENT
         else mention
         for mention in mentions
     ]

@@ -94,7 +94,6 @@ class ConstraintTables:
                 moves[offset : offset + size, :width] = automaton.moves + offset
             jumps = moves.ravel() * self.term_width
         own = np.array([place[id(entry.terms)] for entry in distinct])
-        self.frame_most = 0  # tokens that the longest template takes
         self.meaning_offsets = np.concatenate([[0], np.cumsum([len(entry.events) for entry in distinct])])
         self.jumps = self._tensor(jumps)  # (S * C,) `term_width` times the next state
         self.term_classes = self._tensor(np.stack([entry.terms.classes for entry in distinct])).flatten()
@@ -189,7 +188,11 @@ class ConstraintTables:
         totals = [int(entry.cost.max(1, initial=0).sum()) + entry.hard for entry in distinct]
         self.total_cost = self._tensor(totals)[self.which]  # (B,) tokens of all required terms, a full stop for each
         counts = [2 * entry.source.sentences[0] for entry in distinct]
-        needs = [total + count + self.frame_most for total, count in zip(totals, counts, strict=True)]
+        frames = [
+            0 if entry.frame is None or "template" in entry.rules[1] else int(max(entry.frame.need))
+            for entry in distinct
+        ]
+        needs = [sum(parts) for parts in zip(totals, counts, frames, strict=True)]
         self.most_need = self._tensor(needs)[self.which]  # (B,) tokens that constraints take at most
         self.asserted = self._tensor([entry.asserted & ((1 << entry.hard) - 1) for entry in distinct])[self.which]
         self._stack_rows(distinct, sets)
@@ -288,7 +291,6 @@ class ConstraintTables:
         self.frame_passed = self._tensor([value for row in passed for value in row])
         width = max(1, max(map(len, tokens)))
         self.frame_tokens = self._tensor([[*row, *[-1] * (width - len(row))] for row in tokens])
-        self.frame_most = int(self.frame_need.max())
 
     def _stack_rows(self, distinct: list[CompiledConstraints], sets: int) -> None:
         """Tokens that carry a term on and what they save, by row; a study's first two rows are for states outside

@@ -127,3 +127,43 @@ def test_the_confidence_of_a_denial_on_one_side_is_about_that_side() -> None:
     assert (sentence.status, sentence.confidence) == ("supported", pytest.approx(0.7))
     (sentence,) = structurer().sentences({"findings": "No nodule in the left lung."}, faint)
     assert (sentence.status, sentence.confidence) == ("contradicted", pytest.approx(0.1))
+
+
+def test_a_verdict_does_not_hang_on_what_was_judged_before() -> None:
+    right = seen({"nodule": 0.95}, nodule=RIGHT)
+    own = Structurer(KnowledgeGraph.load())
+    for text in ("No lesion in the left or right lung.", "No lesion is seen in the right lung."):
+        (sentence,) = own.sentences({"findings": text}, right)
+        assert sentence.status == "contradicted"
+
+
+def test_clear_lungs_have_no_edema() -> None:
+    assert status("The left lung is clear.", seen({"edema": 0.5}, edema=LEFT)) == "contradicted"
+    assert status("The right lung is clear.", seen({"edema": 0.5}, edema=LEFT)) == "supported"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The lungs are clear except for an infiltrate in the left lung.",
+        "Apart from the left infiltrate, no lesion is seen.",
+        "No lesion other than an infiltrate in the left lung.",
+        "Infiltrate in the left lung. No lesion elsewhere.",
+        "No other lesion.",
+        "No new lesion in the left lung.",
+        "No large lesion in the left lung.",
+        "No enhancing lesion.",
+        "No chronic lesion in the left lung.",
+        "The previously seen lesion in the left lung has resolved.",
+        "Kidneys: No lesion.",
+        "No suspicious lesion in the left lung.",
+    ],
+)
+def test_what_is_denied_of_some_or_elsewhere_is_not_contradicted(text: str) -> None:
+    found = structurer().sentences({"findings": text}, INFILTRATE)
+    assert all(sentence.status != "contradicted" for sentence in found)
+
+
+def test_an_organ_without_sides_takes_none() -> None:
+    evidence = seen({"cardiomegaly": 0.97})
+    assert status("No cardiac or left pulmonary abnormality.", evidence) == "contradicted"
