@@ -27,6 +27,7 @@ READER = ReportReader(GRAPH)
         ("No fracture. Acute compression fracture of T12.", "parent_absent", "fracture", "compression fracture"),
         ("Low lung volumes. The lungs are hyperinflated.", "exclusive", "Low lung volumes", "lungs are hyperinflated"),
         ("Normal chest. Left effusion.", "normal_beside_finding", "Normal chest", "effusion"),
+        ("Mass in the right upper lobe. Normal slice.", "normal_beside_finding", "Mass", "Normal slice"),
         ("No acute disease. Left pneumothorax.", "normal_beside_finding", "No acute disease", "pneumothorax"),
         ("Nodule in the left middle lobe.", "side_against_place", "Nodule", None),
         ("Opacity in the right lingula.", "side_against_place", "Opacity", None),

@@ -46,7 +46,7 @@ INFILTRATE = seen({"infiltrate": 0.99, "nodule": 0.02, "mass": 0.02, "calcificat
         ("No abnormality in the left lung.", "contradicted"),
         ("No acute abnormality in the left lung.", "contradicted"),
         ("No acute abnormality in the lungs.", "contradicted"),
-        ("Normal slice.", "unsupported"),
+        ("Normal slice.", "contradicted"),
         ("No lesion is seen in the left lower lobe.", "unsupported"),  # a box tells a side and no lobe
         ("No lesion in the left kidney.", "unsupported"),
         ("There is a lesion in the left lung.", "supported"),
