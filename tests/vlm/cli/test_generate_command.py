@@ -143,7 +143,10 @@ def test_terms_reach_the_report(pictures: Path, tiny_checkpoint_folder: Path, tm
 
 def test_several_reports_sampling_and_a_trace(pictures: Path, tiny_checkpoint_folder: Path, tmp_path: Path) -> None:
     common = ("--checkpoint", tiny_checkpoint_folder, "--limit", 2)
-    assert run("generate", pictures, "--out", tmp_path / "a", *common, "--num-reports", 3, "--trace") == 0
+    assert (
+        run("generate", pictures, "--out", tmp_path / "a", *common, "--num-reports", 3, "--num-beams", 12, "--trace")
+        == 0
+    )
     rows = lines(tmp_path / "a" / "reports.jsonl")
     assert all(set(row) == KEYS | {"alternatives"} and len(row["alternatives"]) == 2 for row in rows)
     texts = [rows[0]["text"], *(other["text"] for other in rows[0]["alternatives"])]
