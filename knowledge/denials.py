@@ -20,6 +20,10 @@ from knowledge.ontology import Certainty, Kind
 ACUTE_WEIGHT = 0.9
 """`normal excludes X` of at least this weight says that X is acute, so that "no acute abnormality" excludes it too."""
 
+_OF_ALL = frozenset(
+    {"focal", "acute"}
+)  # attributes that don't restrict a denial: a lesion is focal; acute has its rule
+
 
 @dataclass(frozen=True, slots=True)
 class Denial:
@@ -72,7 +76,7 @@ class Generals:
 
     def denies_all(self, mention: Mention) -> bool:
         """Whether a mention denies a general concept altogether: not a new, a large or a malignant one alone."""
-        some = mention.change in ("new", "resolved", "past") or not {"focal", "acute"}.issuperset(mention.attributes)
+        some = mention.change in ("new", "resolved", "past") or not _OF_ALL.issuperset(mention.attributes)
         return mention.certainty is Certainty.ABSENT and not some and self.of(mention) is not None
 
     def denies(self, absent: Mention, present: Mention) -> bool:
@@ -83,8 +87,7 @@ class Generals:
         same = self.of(present)
         if same is None and present.concept not in self._kinds[denial.id]:
             return False
-        kinds = set(absent.attributes) - {"focal", "acute"}
-        if not kinds <= set(present.attributes):
+        if not set(absent.attributes) - _OF_ALL <= set(present.attributes):
             return False  # "no large lesion" says nothing of a small one
         if denial.acute and not self._is_acute(present):
             return False

@@ -56,3 +56,9 @@ def general_concepts() -> Mapping[str, General]:
         words, stands, spares = (split_values(row.get(key)) for key in ("words", "stands_for", "spares"))
         rows[row["id"]] = General(words, stands, None if row["denies"] == "*" else split_values(row["denies"]), spares)
     return rows
+
+
+@lru_cache(maxsize=1)
+def stand_ins() -> frozenset[str]:
+    """Concepts of graphs that stand for a general one."""
+    return frozenset(id for row in general_concepts().values() for id in row.stands_for)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from knowledge.general import ABNORMALITY, ACTIVE_DISEASE, LESION, QUALIFIED, WHOLE, general_concepts
+from knowledge.general import ABNORMALITY, ACTIVE_DISEASE, LESION, QUALIFIED, WHOLE, stand_ins
 from knowledge.lexicon import Lexicon
 from knowledge.ontology import Certainty
 from knowledge.phrases import EXCEPTIONS, Phrase, Reading, cue_before, is_general, next_roles
@@ -55,15 +55,14 @@ def mark_some(phrases: list[Phrase], clause: list[Phrase], words: list[str], fou
     Args:
         phrases: of the sentence. clause: of it. words: of the sentence. found: in the clause.
     """
+    denials = [r for r in found if r.nothing or (r.certainty is ABSENT and (is_general(r) or r.concept in stand_ins()))]
+    if not denials:
+        return
     excepted = any(p.roles.get("ends") in EXCEPTIONS or "rest" in p.roles for p in phrases)
-    stands_for = {id for row in general_concepts().values() for id in row.stands_for}
-    for r in found:
-        if not (is_general(r) or r.concept in stands_for) or not (r.nothing or r.certainty is ABSENT):
-            continue
-        what = clause[r.index]
+    known = {i for p in clause for i in range(p.start, p.end)}
+    for r in denials:
         cue = cue_before(clause, r.index, "negates_after")
-        known = {i for p in clause for i in range(p.start, p.end)}
-        before = () if cue is None else range(clause[cue].end, what.start)
+        before = () if cue is None else range(clause[cue].end, clause[r.index].start)
         singled = any(i not in known and words[i] not in _PLAIN for i in before)
         asks = any(
             "hedges_after" in p.roles or ("asserts" in p.roles and p.roles["asserts"] not in _EXISTENCE)

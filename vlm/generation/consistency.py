@@ -3,9 +3,9 @@ candidates.
 
     value = score + agreement_weight * agreement + consensus_weight * consensus
 
-`agreement` holds a candidate's statements against the evidence: the log-odds of each present or absent
-statement being right, clipped, less a fixed price for each contradiction inside the report (`knowledge.rules`) and for
-each confident finding left out. `consensus` is the expected similarity to the other candidates under the model's own
+`agreement` holds a candidate's statements against the evidence: the log-odds of each present or absent statement being
+right, clipped, less a fixed price for each contradiction inside the report (`knowledge.rules`) and for each confident
+finding left out. `consensus` is the expected similarity to the other candidates under the model's own
 distribution (minimum Bayes risk; Kumar and Byrne 2004), by the cosine of tf-idf n-grams on which CIDEr (Vedantam et al.
 2015) rests.
 """

@@ -32,7 +32,7 @@ from vlm.generation.steering import Threshold
 FAINTEST = 0.02
 """Confidence below which a box says nothing: detectors don't keep fainter ones."""
 
-PRESENT, ABSENT, UNCERTAIN = Certainty.PRESENT, Certainty.ABSENT, Certainty.UNCERTAIN
+PRESENT, ABSENT = Certainty.PRESENT, Certainty.ABSENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,21 +117,17 @@ class StatementReader:
         return tuple(label for label, scope in self._scope(denial).items() if scope.likely)
 
     def _statement(self, label: str, mention: Mention, certainty: Certainty, evidence: Evidence) -> Statement:
-        probability, cut = evidence.probabilities.get(label), evidence.cut(label)
-        every, here = evidence.boxes_of(label), evidence.boxes_of(label, mention.side)
-        boxes = here if certainty is not ABSENT else ()
+        here = evidence.boxes_of(label, mention.side)
+        if certainty is ABSENT:
+            verdict, confidence = _absence(label, mention.side, bool(here), evidence)
+            return Statement(label, certainty, verdict, confidence, ())
+        probability = evidence.probabilities.get(label)
         # Every box of the finding lies on the other side: the sentence has left and right the wrong way round.
-        swapped = certainty is PRESENT and not here and bool(every)
+        swapped = certainty is PRESENT and not here and bool(evidence.boxes_of(label))
+        verdict = _verdict(certainty, probability, bool(here), evidence.cut(label))
         if swapped or (mention.concept == "normal" and certainty is PRESENT and self._marked(mention, evidence)):
             verdict = -1
-        elif certainty is ABSENT and mention.side in ("left", "right"):
-            verdict = _verdict_of_side(probability, bool(here), bool(every), cut)
-        else:
-            verdict = _verdict(certainty, probability, bool(here), cut)
-        confidence = _confidence(certainty, probability)
-        if certainty is ABSENT and mention.side is not None:
-            confidence = _confidence_of_side(label, mention.side, confidence, evidence)
-        return Statement(label, certainty, verdict, confidence, boxes, swapped)
+        return Statement(label, certainty, verdict, _confidence(certainty, probability), here, swapped)
 
     def _marked(self, normal: Mention, evidence: Evidence) -> bool:
         """Whether a box marks what a study without (acute) abnormality does not have."""
@@ -141,26 +137,17 @@ class StatementReader:
         return any(weights.get(("normal", id), -1.0) >= least for label in marked for id in self.labels[label])
 
     def _nothing(self, denial: Denial, evidence: Evidence) -> list[Statement]:
-        """ "No lesion", of a place or a side."""
+        """What is said by "no lesion", of a place or a side."""
         rows = []
         for label, scope in self._scope(denial).items():
-            probability, cut = evidence.probabilities.get(label), evidence.cut(label)
-            every, here = evidence.boxes_of(label), evidence.boxes_of(label, denial.side)
-            boxed = bool(here) and scope.boxed
-            if not boxed and (probability is None or not scope.likely):
-                continue
-            confidence = _confidence(ABSENT, probability)
-            if denial.side is not None:
-                verdict = _verdict_of_side(probability, boxed, bool(every) and not here, cut)
-                confidence = _confidence_of_side(label, denial.side, confidence, evidence)
-            else:
-                verdict = _verdict(ABSENT, probability, boxed, cut)
-            rows.append((label, verdict, confidence))
+            boxed = scope.boxed and bool(evidence.boxes_of(label, denial.side))
+            if boxed or (scope.likely and label in evidence.probabilities):
+                rows.append((label, *_absence(label, denial.side, boxed, evidence)))
         most = int(all(verdict > 0 for _, verdict, _ in rows))
         return [Statement(label, ABSENT, min(verdict, most), p, (), general=denial.id) for label, verdict, p in rows]
 
     def _anything(self, denial: Denial, evidence: Evidence) -> list[Statement]:
-        """ "There is a lesion", in a place or on a side: what bears it out, else what speaks against it."""
+        """What is said by "there is a lesion", of a place or a side: what bears it out, else what speaks against it."""
         found, against, low = [], [], True
         for label, scope in self._scope(denial).items():
             probability, cut = evidence.probabilities.get(label), evidence.cut(label)
@@ -212,31 +199,33 @@ def _verdict(certainty: Certainty, probability: float | None, boxed: bool, cut: 
     low = not high and probability is not None and probability <= cut.lower
     if certainty is Certainty.UNCERTAIN:
         return 0 if low else 1
-    if certainty is Certainty.PRESENT:
+    if certainty is PRESENT:
         return 1 if high else -1 if low else 0
     return -1 if high else 1 if low else 0
 
 
-def _verdict_of_side(probability: float | None, boxed: bool, elsewhere: bool, cut: Threshold) -> int:
-    """Of what is denied on one side: a probability is about both, so a high one says nothing of it."""
-    if boxed or elsewhere:
-        return -1 if boxed else 1
-    return int(probability is not None and probability <= cut.lower)
+def _absence(label: str, side: str | None, boxed: bool, evidence: Evidence) -> tuple[int, float | None]:
+    """Verdict and confidence of a denial; `boxed` where a box contradicts it.
+
+    On one side, where boxes tell the sides apart, they speak and not the probability of the whole study; a high one
+    says nothing of a side.
+    """
+    probability, cut = evidence.probabilities.get(label), evidence.cut(label)
+    confidence = _confidence(ABSENT, probability)
+    if side not in ("left", "right"):
+        return _verdict(ABSENT, probability, boxed, cut), confidence
+    low = probability is not None and probability <= cut.lower
+    if evidence.boxes_of(label):
+        confidence = 1.0 - max(FAINTEST, evidence.surest(label, side))
+        low = low or not evidence.boxes_of(label, side)
+    return (-1 if boxed else int(low)), confidence
 
 
 def _confidence(certainty: Certainty, probability: float | None) -> float | None:
     if probability is None:
         return None
-    if certainty is Certainty.PRESENT:
+    if certainty is PRESENT:
         return probability
-    if certainty is Certainty.ABSENT:
+    if certainty is ABSENT:
         return 1.0 - probability
     return max(probability, 1.0 - abs(2.0 * probability - 1.0))
-
-
-def _confidence_of_side(label: str, side: str, confidence: float | None, evidence: Evidence) -> float | None:
-    """Of what is denied on one side: where boxes tell the sides apart, the surest one there speaks, not the probability
-    of the whole study."""
-    if side not in ("left", "right") or not evidence.boxes_of(label):
-        return confidence
-    return 1.0 - max(FAINTEST, evidence.surest(label, side))
